@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import traceback
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ class KernelError(RuntimeError):
     def __init__(self, cause: BaseException, kernel: str, filename: str, lineno: int):
         self.kernel, self.filename, self.lineno = kernel, filename, lineno
         text = linecache.getline(filename, lineno).strip()
-        super().__init__(f"{filename}:{lineno}: {text}\n  {type(cause).__name__}: {cause}")
+        # Some of Triton's own assertions have no message: their source line says something.
+        why = str(cause) or traceback.extract_tb(cause.__traceback__)[-1].line
+        super().__init__(f"{filename}:{lineno}: {text}\n  {type(cause).__name__}: {why}")
 
 
 class InterpretedKernel:

@@ -27,8 +27,22 @@ from codegen.interpreter_copy import core, interpreter, libdevice, plain
 from codegen.interpreter_copy import language as tl
 
 TensorHandle = interpreter.TensorHandle
-_np_dtype = interpreter._get_np_dtype
 _Array = np.ndarray
+
+
+# Triton's own table is rebuilt at every look-up, and hashing a dtype is slow.
+_NP_DTYPES = {
+    **{f"{u}int{w}": np.dtype(f"{u}int{w}") for u in ("", "u") for w in (8, 16, 32, 64)},
+    **{"int1": np.dtype(bool), "fp16": np.dtype("f2"), "fp32": np.dtype("f4")},
+    **{"fp64": np.dtype("f8"), "bf16": np.dtype("u2")},
+    **{f"fp8{kind}": np.dtype("u1") for kind in ("e5", "e5b16", "e4nv", "e4b8", "e4b15")},
+}
+
+
+def _np_dtype(dtype: Any) -> np.dtype[Any]:
+    """What numpy stores a Triton dtype as; a pointer is an address."""
+    scalar = dtype.scalar
+    return _NP_DTYPES.get(scalar.name) or np.dtype(np.uint64)
 
 
 class OutOfBounds(IndexError):
@@ -55,13 +69,13 @@ def to_bf16(x: _Array, toward_zero: bool = False) -> _Array:
 
 def _numbers(handle: Any) -> _Array:
     """The values a handle stands for, in a dtype that numpy computes with."""
-    return from_bf16(handle.data) if handle.dtype.scalar == tl.bfloat16 else handle.data
+    return from_bf16(handle.data) if handle.dtype.scalar.name == "bf16" else handle.data
 
 
 def _handle(values: _Array, dtype: Any) -> Any:
     """Round numpy values to `dtype`."""
     dtype = dtype.scalar
-    if dtype == tl.bfloat16:
+    if dtype.name == "bf16":
         return TensorHandle(to_bf16(values), dtype)
     return TensorHandle(values.astype(_np_dtype(dtype), copy=False), dtype)
 
@@ -198,6 +212,11 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 
     # Tiles.
 
+    def create_splat(self, ret_ty: Any, arg: Any) -> Any:
+        # A view is enough: no operation writes into its operands.
+        data = np.broadcast_to(arg.data.reshape(-1)[0], [*ret_ty.shape])
+        return TensorHandle(data, arg.dtype.scalar)
+
     def create_dot(self, a: Any, b: Any, acc: Any, input_precision: Any, imprecise: Any) -> Any:
         """a (..., M, K) @ b (..., K, N) + acc; 16-bit products are exact in fp32, sums are fp32."""
         if a.dtype.scalar.is_fp8() or b.dtype.scalar.is_fp8():
@@ -235,18 +254,13 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
             "a mask is missing or wrong"
         )
 
-    def create_masked_load(
-        self, ptrs: Any, mask: Any, other: Any, cache: Any, eviction: Any, volatile: Any
-    ) -> Any:
-        active = np.broadcast_to(mask.data, ptrs.data.shape)
-        self._check("load", ptrs, active)
-        return super().create_masked_load(ptrs, mask, other, cache, eviction, volatile)
+    def create_masked_load(self, ptrs: Any, mask: Any, *rest: Any, **hints: Any) -> Any:
+        self._check("load", ptrs, np.broadcast_to(mask.data, ptrs.data.shape))
+        return super().create_masked_load(ptrs, mask, *rest, **hints)
 
-    def create_masked_store(
-        self, ptrs: Any, value: Any, mask: Any, cache: Any, eviction: Any
-    ) -> Any:
+    def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *hints: Any) -> Any:
         self._check("store", ptrs, np.broadcast_to(mask.data, ptrs.data.shape))
-        return super().create_masked_store(ptrs, value, mask, cache, eviction)
+        return super().create_masked_store(ptrs, value, mask, *hints)
 
     def create_atomic_cas(self, ptr: Any, cmp: Any, val: Any, sem: Any, scope: Any) -> Any:
         self._check("atomic_cas", ptr, None)
@@ -271,9 +285,16 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
         return TensorHandle(old, val.dtype.scalar)
 
 
+class _Semantic(interpreter.TritonSemantic):  # type: ignore[misc]
+    def broadcast_impl_value(self, a: Any, b: Any) -> Any:
+        if a.handle.data.shape == b.handle.data.shape and a.type.is_block() == b.type.is_block():
+            return a, b  # most operands agree already
+        return super().broadcast_impl_value(a, b)
+
+
 BUILDER = Builder()
 interpreter.interpreter_builder = BUILDER
-interpreter.interpreter_semantic = interpreter.TritonSemantic(BUILDER)
+interpreter.interpreter_semantic = _Semantic(BUILDER)
 
 
 # --- reductions and scans -------------------------------------------------------------------------
@@ -442,7 +463,34 @@ def _bind_libdevice() -> None:
     libdevice.__dict__["isinf"] = lambda x: tl.abs(x) == float("inf")
 
 
+def _share_shapes() -> None:
+    """Build the shape of each tile type once: it is half the time of a small operation."""
+    block_init = core.block_type.__init__
+    types: dict[Any, dict[str, Any]] = {}
+    shapes: dict[Any, tuple[Any, Any]] = {}
+
+    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *(s.value if isinstance(s, core.constexpr) else s for s in shape))
+        if key not in types:
+            block_init(self, element_ty, shape)
+            types[key] = vars(self).copy()
+        vars(self).update(types[key])
+
+    def init_tensor(self: Any, handle: Any, type: Any) -> None:
+        if type.name not in shapes:
+            sizes = [core.constexpr(s) for s in type.shape] if type.is_block() else []
+            total = int(np.prod([s.value for s in sizes], dtype=np.int64))
+            shapes[type.name] = core.constexpr(total), core.tuple(sizes)
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.numel, self.shape = shapes[type.name]
+
+    core.block_type.__init__, core.tensor.__init__ = init_block, init_tensor
+    interpreter._get_np_dtype = _np_dtype
+    TensorHandle.__post_init__ = lambda self: None  # a check of numpy's item size
+
+
 semantic = interpreter.interpreter_semantic
+_share_shapes()
 for _owner in (core, core.tensor, core.tensor_descriptor_base, tl.math, tl):
     _bind_builtins(_owner)
 # numpy needs no second type system; and unlike MLIR it knows signed from unsigned.
@@ -453,7 +501,6 @@ for _module in (tl, core):
     _module.multiple_of = _module.max_contiguous = _module.max_constancy = _hint
 core.tensor.reduce, core.tensor.associative_scan = _reduce, _scan
 core.tensor.__index__ = lambda self: int(self.handle.data.item())
-core.tensor.__int__ = core.tensor.__float__ = None
 core.tensor.__repr__ = core.tensor.__str__ = lambda self: f"{self.type} {self.handle.data}"
 core.tensor.T = property(lambda self: tl.trans(self))
 _bind_libdevice()
