@@ -93,7 +93,7 @@ def compile_source(
 
     signature: the Triton type of each run-time argument: "*bf16", "i32", "i64", "fp32", ...
     constexprs: the value of each `tl.constexpr` argument.
-    attrs: arguments (integers, or addresses in bytes) known to be divisible by 16, as {"x_ptr": 16}.
+    attrs: arguments (integers, or addresses in bytes) that 16 divides, as {"x_ptr": 16}.
 
     Raises UnknownTarget; KeyError for a kernel that the source does not have; TypeError where
     signature and constexprs together are not exactly the kernel's arguments; ValueError for another
@@ -109,9 +109,7 @@ def compile_source(
     properties = {}
     for name, divisor in (attrs or {}).items():
         if divisor != 16 or name not in signature:
-            raise ValueError(
-                f"attrs may only state 16 for a run-time argument, not {name}={divisor}"
-            )
+            raise ValueError(f"attrs: 16 of a run-time argument, not {name}={divisor}")
         properties[(names.index(name),)] = [["tt.divisibility", 16]]
     with _writable_triton_cache():
         result = triton.compile(
@@ -145,10 +143,13 @@ def _metadata(result: Any) -> dict[str, Any]:
 @contextmanager
 def _writable_triton_cache() -> Iterator[None]:
     """Triton writes what it compiles to ~/.triton: where it cannot, it uses our cache folder."""
-    home = Path(triton.knobs.cache.dir)
-    while not home.exists() and home != home.parent:
-        home = home.parent
-    if os.access(home, os.W_OK):
+    wanted = Path(triton.knobs.cache.dir)
+    try:
+        wanted.mkdir(parents=True, exist_ok=True)
+        usable = os.access(wanted, os.W_OK)
+    except OSError:
+        usable = False
+    if usable:
         yield
         return
     with triton.knobs.cache.scope():

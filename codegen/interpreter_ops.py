@@ -31,7 +31,7 @@ _Array = np.ndarray
 
 
 # Triton's own table is rebuilt at every look-up, and hashing a dtype is slow.
-_NP_DTYPES = {
+_NP_DTYPES: dict[str, np.dtype[Any]] = {
     **{f"{u}int{w}": np.dtype(f"{u}int{w}") for u in ("", "u") for w in (8, 16, 32, 64)},
     **{"int1": np.dtype(bool), "fp16": np.dtype("f2"), "fp32": np.dtype("f4")},
     **{"fp64": np.dtype("f8"), "bf16": np.dtype("u2")},

@@ -72,7 +72,7 @@ CONFIGURATIONS: dict[tuple[str, int], tuple[int, int, int, int]] = {
 def attention(
     target: str, d: int, rows: int, cols: int, warps: int, stages: int, hint: str = "attribute"
 ) -> Compiled:
-    """bf16 attention. hint: how the kernel knows that its strides are multiples of 16, if it does."""
+    """bf16 attention. hint: how the kernel learns that strides are multiples of 16."""
     aligned = POINTERS + (STRIDES if hint == "attribute" else ())
     return compile_source(
         ATTENTION,
