@@ -168,7 +168,8 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     create_fadd = _elementwise(np.add)
     create_fsub = _elementwise(np.subtract)
     create_fmul = _elementwise(np.multiply)
-    create_fdiv = create_precise_divf = _elementwise(np.divide)
+    create_fdiv = create_precise_divf = create_approx_divf = _elementwise(np.divide)
+    create_fneg = _elementwise(np.negative)  # from Triton 3.8 on; before, it subtracts from zero
     create_frem = _elementwise(np.fmod)
     create_sdiv = create_udiv = create_idiv = _elementwise(_divide_integers)
     create_maxnumf = _elementwise(np.fmax)
@@ -273,15 +274,15 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
         self._check("atomic", ptr, active)
         if op != interpreter._ir.ATOMIC_OP.FADD or val.data.itemsize != 2:
             return super().create_atomic_rmw(op, ptr, val, mask, sem, scope)
+        memory = interpreter._interpreter
         # 16-bit float addition, one element after the other: addresses may repeat within a tile.
         old = np.zeros(ptr.data.shape, dtype=val.data.dtype)
         for i in zip(*np.nonzero(active), strict=True):
-            one = TensorHandle(ptr.data[i].reshape(1), ptr.dtype)
-            yes = TensorHandle(np.ones(1, dtype=bool), tl.int1)
-            before = super().create_masked_load(one, yes, None, None, None, False)
+            at, yes = ptr.data[i].reshape(1), np.ones(1, dtype=bool)
+            old[i] = memory.load(at, yes, old[i].reshape(1), old.dtype)[0]
+            before = TensorHandle(old[i].reshape(1), val.dtype)
             added = TensorHandle(np.broadcast_to(val.data, old.shape)[i].reshape(1), val.dtype)
-            super().create_masked_store(one, self.create_fadd(before, added), yes, None, None)
-            old[i] = before.data[0]
+            memory.store(at, self.create_fadd(before, added).data, yes)
         return TensorHandle(old, val.dtype.scalar)
 
 

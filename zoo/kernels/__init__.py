@@ -1,1 +1,1 @@
-"""tkpy."""
+"""Kernels, one file each, with their fp64 references."""

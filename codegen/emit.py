@@ -1,0 +1,695 @@
+"""Tile IR to Triton: one function a kernel, in the author's names, one line a thought.
+
+The text is meant to be read. A value that the author named keeps its name and its line; one
+that is used once stands inside the expression that uses it. Index vectors, base pointers and
+masks are shared and placed in the outermost scope that knows their symbols.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import sympy
+
+from codegen import helpers
+from codegen.expr import And, Expr, Facts, Not, Or, Symbol, text
+from codegen.ir import (
+    Axis,
+    DType,
+    Factor,
+    Function,
+    Loc,
+    Op,
+    Region,
+    Type,
+    Value,
+    loop_parts,
+    trip_facts,
+)
+from codegen.ops import TABLE
+from codegen.ops.base import ADD, ATOM, LOWEST, MUL, Text
+from codegen.ops.mask import COL, ROW
+
+# Kinds whose result is worth a line of its own even when nobody named it: moving a load into a
+# later expression could carry it past a store.
+_OWN_LINE = {"load", "gather_rows", "for", "if"}
+
+
+@dataclass
+class Scope:
+    """Lines of one indentation level, and what has been defined for sharing in it."""
+
+    lines: list[str] = field(default_factory=list)
+    symbols: set[Symbol] = field(default_factory=set)
+    shared: dict[object, str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
+
+
+class Printer:
+    """Writes one ``Function``. ``poison`` overwrites every dead element with NaN (for tests)."""
+
+    def __init__(self, fn: Function, poison: bool = False):
+        self.fn, self.poison = fn, poison
+        self.scopes = [Scope(facts=fn.facts)]
+        self.names: dict[Value, str] = {}
+        self.inline: dict[Value, Text] = {}
+        self.helpers_used: set[str] = set()
+        self.taken = {"tl", "triton", "torch", "min", "max", "range", "float", "tanh"}
+        self.symbol_names: dict[Symbol, str] = {}
+        self.last_line: tuple[str, int] | None = None
+        self.uses = count_uses(fn)
+        root = self.scopes[0]
+        for p in fn.params:
+            self.taken |= {p.name, f"{p.name}_ptr"}
+        for s in fn.dims:
+            root.symbols.add(s)
+            self.symbol_names[s] = self.fresh(s.name)
+        for p in fn.params:
+            if p.role == "scalar":
+                self.symbol_names[sympy.Symbol(p.name, integer=True)] = p.name
+                root.symbols.add(sympy.Symbol(p.name, integer=True))
+
+    # -- names -----------------------------------------------------------------------------
+
+    def fresh(self, wanted: str) -> str:
+        wanted = re.sub(r"\W", "_", wanted) or "t"
+        name, k = wanted, 0
+        while name in self.taken or name in helpers.SOURCES:
+            k += 1
+            name = f"{wanted}_{k}"
+        self.taken.add(name)
+        return name
+
+    def ref(self, value: Value, strength: int) -> str:
+        """The text that denotes ``value``, in parentheses if it binds looser than ``strength``."""
+        body, own = self.inline[value] if value in self.inline else (self.names[value], ATOM)
+        return f"({body})" if own < strength else body
+
+    def strength(self, value: Value) -> int:
+        return self.inline[value][1] if value in self.inline else ATOM
+
+    def index(self, expr: Expr, strength: int = LOWEST) -> str:
+        body = text(expr, self._symbol, self.scopes[-1].facts.nonnegative)
+        return f"({body})" if strength > LOWEST and re.search(r"[^\w.]", body) else body
+
+    def _symbol(self, s: Symbol) -> str:
+        return self.symbol_names[s]
+
+    def dtype(self, dtype: DType) -> str:
+        return f"tl.{dtype.triton}"
+
+    def shape(self, type_: Type) -> str:
+        inner = ", ".join(map(str, type_.block))
+        return f"({inner},)" if type_.rank == 1 else f"({inner})"
+
+    def literal(self, value: float, dtype: DType) -> str:
+        if dtype.kind == "bool":
+            return str(bool(value))
+        if not dtype.is_float:
+            return str(int(value))
+        number = float(value)
+        return repr(number) if abs(number) < float("inf") else f'float("{number}")'
+
+    def helper(self, word: str) -> None:
+        if word in helpers.SOURCES:
+            self.helpers_used.add(word)
+
+    # -- lines -----------------------------------------------------------------------------
+
+    def line(self, body: str, loc: Loc | None = None) -> None:
+        if loc is not None:
+            self.scopes[-1].lines += self.comment(loc)
+        self.scopes[-1].lines += wrapped(body)
+
+    @contextmanager
+    def scope(self, symbols: Iterable[Symbol], facts: Facts):
+        """A deeper level. The caller places its lines, after what was shared outwards meanwhile."""
+        inner = Scope(symbols=set(symbols), facts=facts)
+        self.scopes.append(inner)
+        before = set(self.names)
+        yield inner
+        self.scopes.pop()
+        # What was named inside cannot be seen from outside; its names are free again.
+        for value in [v for v in self.names if v not in before]:
+            self.taken.discard(self.names.pop(value))
+        self.taken -= set(inner.shared.values())
+        inner.lines = [f"    {line}" for line in inner.lines or ["pass"]]
+
+    def comment(self, loc: Loc) -> list[str]:
+        """The author's line, once, above the first line that it turns into."""
+        if not loc.line or (loc.file, loc.line) == self.last_line:
+            return []
+        self.last_line = (loc.file, loc.line)
+        return [f"# {loc.source.strip()}"] if loc.source.strip() else []
+
+    def share(self, key: object, wanted: str, body: str, symbols: Iterable[Symbol]) -> str:
+        """The name of a shared value, defined once in the outermost scope that can compute it."""
+        for s in self.scopes:
+            if key in s.shared:
+                return s.shared[key]
+        missing = set(symbols)
+        for s in self.scopes:
+            missing -= s.symbols
+            if not missing:
+                break
+        name = self.fresh(wanted)
+        s.lines += wrapped(f"{name} = {body}")
+        s.shared[key] = name
+        return name
+
+    def share_text(self, body: str, wanted: str) -> str:
+        """``body`` under a name, in the outermost scope that knows all names in it."""
+        words = set(re.findall(r"[A-Za-z_]\w*", body)) - {"tl", "None", "min", "max", "float"}
+        level = 0
+        for k, s in enumerate(self.scopes):
+            known = set(s.shared.values()) | {self.symbol_names[x] for x in s.symbols}
+            if words & known:
+                level = k
+        everywhere = {n for s in self.scopes for n in s.shared.values()}
+        everywhere |= {self.symbol_names[x] for s in self.scopes for x in s.symbols}
+        if not {w for w in words if w in self.taken} <= everywhere:
+            level = len(self.scopes) - 1  # a tile's name: only this scope is sure to have it
+        for s in self.scopes[: level + 1]:
+            if ("text", body) in s.shared:
+                return s.shared["text", body]
+        name = self.fresh(wanted)
+        self.scopes[level].lines += wrapped(f"{name} = {body}")
+        self.scopes[level].shared["text", body] = name
+        return name
+
+    # -- index vectors and masks ------------------------------------------------------------
+
+    def vector(self, start: Expr, block: int, wanted: str) -> str:
+        """The name of ``start + arange(0, block)``."""
+        start = sympy.expand(start)
+        lanes = f"tl.arange(0, {block})" + (".to(tl.int64)" if self.fn.wide else "")
+        body = (
+            lanes
+            if start == 0
+            else f"{self.index(start, ADD) if start.is_Add else self.index(start)} + {lanes}"
+        )
+        return self.share(("vector", start, block), wanted, body, start.free_symbols)
+
+    def factor_vectors(self, axis: Axis, starts: list[Expr], wanted: list[str]) -> list[str]:
+        """One index vector a factor; those of a flattened axis count within it."""
+        if axis.simple:
+            return [self.vector(starts[0], axis.block, wanted[0])]
+        out, stride = [], axis.block
+        flat = self.vector(sympy.Integer(0), axis.block, "flat")
+        for k, (f, start, want) in enumerate(zip(axis.factors, starts, wanted, strict=True)):
+            stride //= f.block
+            body = flat if stride == 1 else f"{flat} // {stride}"
+            if k:
+                body = f"{body} % {f.block}" if stride == 1 else f"({body}) % {f.block}"
+            if start != 0:
+                body = f"{self.index(start, ADD)} + {body}"
+            blocks = tuple(g.block for g in axis.factors)
+            key = ("factor", start, blocks, k)
+            out.append(self.share(key, want, body, start.free_symbols))
+        return out
+
+    def _below(self, bound: Expr, axis: Axis, k: int, names: list[str]) -> str:
+        """The condition that element ``bound`` of factor ``k`` has not been reached."""
+        bound = sympy.expand(bound)
+        start = sympy.Integer(0)
+        for term in sympy.Add.make_args(bound):
+            if term.free_symbols and term.as_coeff_Mul()[0] < 0:
+                start -= term
+        limit = sympy.expand(bound + start)
+        if not axis.simple:
+            blocks = [sympy.Integer(0)] * len(axis.factors)
+            return f"{self.factor_vectors(axis, blocks, names)[k]} < {self.index(bound)}"
+        return f"{self.vector(start, axis.block, names[0])} < {self.index(limit)}"
+
+    def axis_mask(self, axis: Axis, names: list[str] | None = None) -> list[str]:
+        """Conditions, as vectors along ``axis``, under which an element is live."""
+        names = names or ["lane"] * len(axis.factors)
+        out = []
+        for k, f in enumerate(axis.factors):
+            bounds = list(f.bounds)
+            if f.side < f.block and not any(b.is_Integer for b in bounds):
+                bounds.append(sympy.Integer(f.side))
+            out += [self._below(b, axis, k, names) for b in bounds]
+        return out
+
+    def live_mask(self, type_: Type, axes: tuple[int, ...] | None = None) -> str:
+        """The mask of live elements, along ``axes`` only if they are given."""
+        conditions = [
+            (c, k)
+            for k, a in enumerate(type_.axes)
+            if axes is None or k in axes
+            for c in self.axis_mask(a)
+        ]
+        return self._join(conditions, type_.rank, [])
+
+    def _join(self, conditions: list[tuple[str, int]], rank: int, scalars: list[str]) -> str:
+        """Conditions a (text, axis) joined along each axis, then across axes, then scalars."""
+        parts = []
+        for k in range(rank):
+            mine = list(dict.fromkeys(c for c, axis in conditions if axis == k))
+            if not mine:
+                continue
+            body = " & ".join(f"({c})" for c in mine) if len(mine) > 1 else mine[0]
+            spread = "" if rank == 1 else ("[:, None]" if k == 0 else "[None, :]")
+            parts.append(f"({body}){spread}" if spread or len(mine) > 1 else body)
+        parts += [f"({c})" for c in scalars]
+        if len(parts) == 1:
+            return parts[0]
+        body = " & ".join(p if p.startswith("(") else f"({p})" for p in parts)
+        return self.share_text(body, "live") if len(body) > 30 else body
+
+    def relation(self, pred, type_: Type) -> str:
+        """The mask tile of a predicate over ``_r`` and ``_c``."""
+        if isinstance(pred, And | Or):
+            glue = " & " if isinstance(pred, And) else " | "
+            parts = sorted((self.relation(a, type_) for a in pred.args), key=str)
+            return glue.join(f"({p})" for p in parts)
+        if isinstance(pred, Not):
+            return f"~({self.relation(pred.args[0], type_)})"
+        if pred in (sympy.true, sympy.false):
+            return f"tl.full({self.shape(type_)}, {int(pred == sympy.true)}, tl.int1)"
+        word = pred.rel_op
+        diff = sympy.expand(pred.lhs - pred.rhs)
+        c, r = diff.coeff(COL), diff.coeff(ROW)
+        rest = sympy.expand(diff - c * COL - r * ROW)
+        if not {c, r} <= {-1, 0, 1} or rest.has(ROW, COL):
+            raise ValueError(f"mask predicate is not affine in row and column: {pred}")
+        if c == -1 or (c == 0 and r == -1):
+            c, r, rest = -c, -r, -rest
+            word = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}[word]
+        terms = sympy.Add.make_args(sympy.expand(rest))
+        down = -sympy.Add(*[t for t in terms if t.as_coeff_Mul()[0] < 0])
+        up = sympy.expand(rest + down)
+        rows, cols = type_.block
+        if c and r == -1:
+            left = self.vector(up, cols, "col") + "[None, :]"
+            return f"{left} {word} {self.vector(down, rows, 'row')}[:, None]"
+        if c and r == 1:
+            left = f"{self.vector(up, cols, 'col')}[None, :]"
+            right = f"{self.vector(sympy.Integer(0), rows, 'row')}[:, None]"
+            return f"{left} + {right} {word} {self.index(down)}"
+        if c:
+            return f"({self.vector(up, cols, 'col')} {word} {self.index(down)})[None, :]"
+        return f"({self.vector(up, rows, 'row')} {word} {self.index(down)})[:, None]"
+
+    # -- memory ----------------------------------------------------------------------------
+
+    def stride(self, param: str, d: int) -> str | None:
+        """The text of a stride, or None where it is known to be one."""
+        p = self.fn.param(param)
+        if d == len(p.dims) - 1 and p.unit_inner:
+            return None
+        return stride_name(p, d)
+
+    def _base(self, op: Op, tiled: set[int]) -> tuple[str, list[str]]:
+        """The pointer to the tile's first row and column, and the scalar conditions it needs."""
+        param = self.fn.param(op.attrs["param"])
+        terms, symbols, conditions = [f"{param.name}_ptr"], set(), []
+        for d, start in enumerate(op.attrs["start"]):
+            if d in tiled:
+                continue
+            low, high = op.attrs["checks"][d]
+            if low:
+                conditions.append(f"{self.index(start)} >= 0")
+            if high:
+                conditions.append(f"{self.index(start)} < {self.index(param.dims[d])}")
+            if start == 0:
+                continue
+            stride = self.stride(param.name, d)
+            terms.append(
+                f"{self.index(start, MUL)} * {stride}" if stride else self.index(start, MUL)
+            )
+            symbols |= start.free_symbols
+        if len(terms) == 1:
+            return terms[0], conditions
+        key = (
+            "base",
+            param.name,
+            tuple(op.attrs["start"][d] if d not in tiled else None for d in range(len(param.dims))),
+        )
+        return self.share(key, f"{param.name}_base", " + ".join(terms), symbols), conditions
+
+    def _vector_name(self, param, d: int) -> str:
+        label = param.label(d)
+        return f"offs_{label.lower()}" if label.isidentifier() else f"offs_{param.name}{d}"
+
+    def _offset(self, vector: str, param: str, d: int, spread: str) -> str:
+        stride = self.stride(param, d)
+        return f"{vector}{spread}" + (f" * {stride}" if stride else "")
+
+    def _axis_access(self, op: Op, a: int, axis: Axis, spread: str):
+        """Offsets and conditions of tile axis ``a`` of an access."""
+        param = self.fn.param(op.attrs["param"])
+        which, limit = op.attrs["tile"][a], op.attrs["limit"][a]
+        starts = [op.attrs["start"][d] for d in which]
+        names = [self._vector_name(param, d) for d in which]
+        vectors = self.factor_vectors(axis, starts, names)
+        offsets, conditions = [], []
+        for k, (d, v) in enumerate(zip(which, vectors, strict=True)):
+            offsets.append(self._offset(v, param.name, d, spread))
+            low, high = op.attrs["checks"][d]
+            covered = set()
+            if low:
+                conditions.append(f"{v} >= 0")
+            if high:
+                conditions.append(f"{v} < {self.index(param.dims[d])}")
+                covered.add(sympy.expand(param.dims[d] - starts[k]))
+            if limit is not None:
+                conditions.append(f"{v} < {self.index(limit)}")
+                covered.add(sympy.expand(limit - starts[k]))
+            f = axis.factors[k]
+            bounds = [b for b in f.bounds if b not in covered]
+            if f.side < f.block and not any(b.is_Integer for b in bounds):
+                if not (high and _reaches(param.dims[d] - starts[k], f.side)):
+                    bounds.append(sympy.Integer(f.side))
+            for b in bounds:
+                if high and sympy.expand(b + starts[k]) == param.dims[d]:
+                    continue
+                conditions.append(self._below(b, axis, k, names))
+        return offsets, [(c, a) for c in conditions]
+
+    def access(self, op: Op, tile, type_: Type) -> tuple[str, str | None]:
+        """Pointer and mask of a load or store of ``type_`` (a scalar has no tile axes)."""
+        tiled = {d for which in tile for d in which}
+        base, scalars = self._base(op, tiled)
+        rank = len(tile)
+        parts, conditions = [base], []
+        axes = type_.axes or tuple(
+            Axis(tuple(Factor(s) for s in sides)) for sides in op.attrs["sides"]
+        )
+        for a in range(rank):
+            spread = "" if rank == 1 else ("[:, None]" if a == 0 else "[None, :]")
+            offsets, conds = self._axis_access(op, a, axes[a], spread)
+            parts += offsets
+            conditions += conds
+        mask = self._join(conditions, rank, scalars) if conditions or scalars else None
+        if mask and rank and not conditions:
+            mask = f"tl.full({self.shape(type_)}, 1, tl.int1) & {mask}"
+        return " + ".join(parts), mask
+
+    def access_rows(self, op: Op, rows: Value, type_: Type) -> tuple[str, str]:
+        """Pointer and mask of rows chosen by an index vector."""
+        param, d = self.fn.param(op.attrs["param"]), op.attrs["row_dim"]
+        tiled = {d} | {x for which in op.attrs["tile"] for x in which}
+        base, scalars = self._base(op, tiled)
+        names = self.ref(rows, ATOM)
+        offset = f"{names}[:, None]"
+        stride = self.stride(param.name, d)
+        wide = ".to(tl.int64)" if self.fn.wide else ""
+        offset = f"{offset}{wide} * {stride}" if stride else offset + wide
+        conditions = [(c, 0) for c in self.axis_mask(type_.axes[0])]
+        conditions += [(c, 0) for c in self.axis_mask(rows.type.axes[0])]
+        conditions += [(f"{names} >= 0", 0), (f"{names} < {self.index(param.dims[d])}", 0)]
+        # The access describes only the columns; seen from it they are its first tile axis.
+        offsets, conds = self._axis_access(op, 0, type_.axes[1], "[None, :]")
+        conditions += [(c, 1) for c, _ in conds]
+        return " + ".join([base, offset, *offsets]), self._join(conditions, 2, scalars)
+
+    # -- operations ------------------------------------------------------------------------
+
+    def region(self, region: Region) -> None:
+        for position, op in enumerate(region.ops):
+            if op.kind == "yield":
+                continue
+            self.op(op, region, position)
+
+    def op(self, op: Op, region: Region, position: int) -> None:
+        definition = TABLE[op.kind]
+        if op.kind in ("for", "if"):
+            definition.emit(self, op)
+            return
+        produced = definition.emit(self, op)
+        if not op.results:
+            return
+        value = op.result
+        if value.symbol is not None:
+            name = self.fresh(value.symbol.name)
+            self.symbol_names[value.symbol] = name
+            self.scopes[-1].symbols.add(value.symbol)
+            self.names[value] = name
+            self.line(f"{name} = {produced[0]}", op.loc)
+            return
+        poisoned = self.poison and not value.type.full and op.kind not in ("retype",)
+        if op.kind == "fill_dead":
+            poisoned = False
+        if (
+            op.kind == "retype"
+            and op.operands[0] in self.names
+            and (self.uses[op.operands[0]] == 1)
+        ):
+            # Only the type knows: the same variable goes on.
+            self.names[value] = self.names.pop(op.operands[0])
+            return
+        if (
+            not poisoned
+            and not value.hint
+            and op.kind not in _OWN_LINE
+            and self.uses.get(value, 0) <= 1
+            and len(produced[0]) < 90
+        ):
+            self.inline[value] = produced
+            return
+        if op.kind in ("const", "argument"):
+            self.inline[value] = produced
+            return
+        name = self._name_for(value, region, position)
+        self.names[value] = name
+        self.line(f"{name} = {produced[0]}", op.loc)
+        if poisoned:
+            junk = {"float": float("nan"), "int": 1234567, "bool": True}[value.type.dtype.kind]
+            if value.type.dtype.name in ("i8", "u8"):
+                junk = 77
+            fill = self.literal(junk, value.type.dtype)
+            self.line(f"{name} = tl.where({self.live_mask(value.type)}, {name}, {fill})")
+
+    def _name_for(self, value: Value, region: Region, position: int) -> str:
+        """The author's name if whatever holds it now is not needed any more, else a fresh one."""
+        wanted = value.hint or {"mma": "product", "reduce": "total"}.get(value.op.kind, "t")
+        holders = [v for v, name in self.names.items() if name == wanted]
+        if not holders and wanted not in self.taken:
+            return self.fresh(wanted)
+        mine = set(region.args) | {r for op in region.ops for r in op.results}
+        if holders and all(v in mine and _last_use(v, region) <= position for v in holders):
+            return wanted
+        return self.fresh(wanted)
+
+    def loop(self, op: Op) -> None:
+        symbol, start, stop = loop_parts(op)
+        body = op.regions[0]
+        carried = []
+        for arg, init, result in zip(body.args, op.operands, op.results, strict=True):
+            name = self.names.get(init)
+            hint = arg.hint or init.hint or "carry"
+            reusable = (
+                name is not None
+                and self.uses[init] == 1
+                and name not in carried
+                and self._owned(init)
+            )
+            if not reusable:
+                source = self.ref(init, LOWEST)
+                name = self.fresh(hint)
+                if init.op is not None and init.op.kind == "const":
+                    # A bare Python number would change type on the first trip.
+                    source = f"tl.full((), {source}, {self.dtype(init.type.dtype)})"
+                self.line(f"{name} = {source}", op.loc)
+            else:
+                del self.names[init]  # nobody else reads it: the loop may overwrite it
+            carried.append(name)
+            self.names[arg] = name
+            if arg.symbol is not None:
+                self.symbol_names[arg.symbol] = name
+                self.symbol_names[result.symbol] = name
+        self.symbol_names[symbol] = self.fresh(symbol.name)
+        bounds = self.index(stop) if start == 0 else f"{self.index(start)}, {self.index(stop)}"
+        stages = op.attrs.get("num_stages")
+        if stages == 1:
+            self.line("# what is left: tiles at an edge or under a mask")
+        word = f"tl.range({bounds}, num_stages={stages})" if stages else f"range({bounds})"
+        head = [*self.comment(op.loc), f"for {self.symbol_names[symbol]} in {word}:"]
+        inner_symbols = {symbol} | {a.symbol for a in body.args if a.symbol is not None}
+        with self.scope(inner_symbols, trip_facts(op, self.scopes[-1].facts)) as inner:
+            self.region(body)
+            self._rebind(carried, body)
+        self.scopes[-1].lines += head + inner.lines
+        for result, name in zip(op.results, carried, strict=True):
+            self.names[result] = name
+            if result.symbol is not None:
+                self.scopes[-1].symbols.add(result.symbol)
+
+    def _rebind(self, carried: list[str], body: Region) -> None:
+        pairs = [
+            (name, self.ref(value, LOWEST))
+            for name, value in zip(carried, body.terminator.operands, strict=True)
+        ]
+        pairs = [(a, b) for a, b in pairs if a != b]
+        if pairs:
+            left, right = zip(*pairs, strict=True)
+            self.line(f"{', '.join(left)} = {', '.join(right)}")
+
+    def _owned(self, value: Value) -> bool:
+        """True if ``value`` was defined in the scope being written, so a loop may rebind it."""
+        return value in self._region_values
+
+    def branch(self, op: Op) -> None:
+        cond = op.attrs.get("cond")
+        word = self.index(cond) if cond is not None else self.ref(op.operands[0], LOWEST)
+        names = []
+        for result in op.results:
+            name = self.fresh(result.hint or "picked")
+            names.append(name)
+        out = self.comment(op.loc)
+        for k, region in enumerate(op.regions):
+            if k == 1 and not names and len(region.ops) == 1:
+                continue
+            out.append(f"if {word}:" if k == 0 else "else:")
+            with self.scope((), self.scopes[-1].facts) as inner:
+                self.region(region)
+                for name, value in zip(names, region.terminator.operands, strict=True):
+                    text_ = self.ref(value, LOWEST)
+                    if value.op is not None and value.op.kind == "const":
+                        text_ = f"tl.full((), {text_}, {self.dtype(value.type.dtype)})"
+                    self.line(f"{name} = {text_}")
+            out += inner.lines
+        self.scopes[-1].lines += out
+        for result, name in zip(op.results, names, strict=True):
+            self.names[result] = name
+            if result.symbol is not None:
+                self.symbol_names[result.symbol] = name
+                self.scopes[-1].symbols.add(result.symbol)
+
+    @property
+    def _region_values(self) -> set[Value]:
+        return self._stack[-1]
+
+    # -- the whole -------------------------------------------------------------------------
+
+    def body(self) -> list[str]:
+        self._stack: list[set[Value]] = []
+        original = self.region
+
+        def region(r: Region) -> None:
+            self._stack.append({*r.args, *(v for op in r.ops for v in op.results)})
+            original(r)
+            self._stack.pop()
+
+        self.region = region  # type: ignore[method-assign]
+        root = self.scopes[0]
+        cast = ".to(tl.int64)" if self.fn.wide else ""
+        # The last name of the grid varies fastest: neighbouring tiles run side by side.
+        for k, (symbol, _) in enumerate(reversed(self.fn.grid)):
+            self.symbol_names[symbol] = self.fresh(symbol.name)
+            root.symbols.add(symbol)
+            root.lines.append(f"{self.symbol_names[symbol]} = tl.program_id({k}){cast}")
+        self.region(self.fn.body)
+        return root.lines
+
+
+def wrapped(line: str, width: int = 96) -> list[str]:
+    """``line``, broken at the top-level commas of its outermost call if it is long."""
+    opening = line.find("(")
+    if len(line) <= width or opening < 0 or not line.endswith(")") or line.startswith("#"):
+        return [line]
+    parts, depth, begin = [], 0, opening + 1
+    for k in range(opening, len(line)):
+        depth += (line[k] in "([{") - (line[k] in ")]}")
+        if depth == 0 and k < len(line) - 1:
+            return [line]  # the first call is not the whole line
+        if line[k] == "," and depth == 1:
+            parts.append(line[begin : k + 1].strip())
+            begin = k + 1
+    parts.append(line[begin:-1].strip() + ",")
+    return [line[: opening + 1], *(f"    {p}" for p in parts), ")"]
+
+
+def filled(head: str, items: list[str], tail: str, width: int = 100) -> str:
+    """``head item, item, ... tail`` on one line, or filled into as many as it needs."""
+    if len(head) + sum(len(i) + 2 for i in items) + len(tail) <= width:
+        return f"{head}{', '.join(items)}{tail}"
+    lines = [""]
+    for item in items:
+        if len(lines[-1]) + len(item) + 6 > width:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return "\n".join([head, *(f"    {line.rstrip()}" for line in lines), tail])
+
+
+def _reaches(bound: Expr, side: int) -> bool:
+    """True if the tensor's own bound already stops at the side."""
+    bound = sympy.expand(bound)
+    return bool(bound.is_Integer and int(bound) <= side)
+
+
+def _last_use(value: Value, region: Region) -> int:
+    last = -1
+    for position, op in enumerate(region.ops):
+        if uses_value(op, value):
+            last = position
+    return last
+
+
+def uses_value(op: Op, value: Value) -> bool:
+    """True if ``op`` or anything inside it reads ``value``, as an operand or by its symbol."""
+    if value in op.operands:
+        return True
+    if value.symbol is not None and value.symbol in op.attr_symbols():
+        return True
+    if value.symbol is not None and any(value.symbol in r.type.free_symbols() for r in op.results):
+        return True
+    return any(uses_value(inner, value) for r in op.regions for inner in r.ops)
+
+
+def count_uses(fn: Function) -> dict[Value, int]:
+    counts: dict[Value, int] = {}
+    for op in fn.body.walk():
+        for v in op.operands:
+            counts[v] = counts.get(v, 0) + 1
+    return counts
+
+
+def stride_name(param, d: int) -> str:
+    label = param.label(d)
+    tail = label.lower() if label.isidentifier() else str(d)
+    same = [k for k in range(len(param.dims)) if param.label(k) == label]
+    if len(same) > 1:
+        tail += str(same.index(d))
+    return f"stride_{param.name}_{tail}"
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """``source`` of the jitted function and its helpers; ``arguments`` in order of the call."""
+
+    name: str
+    source: str
+    arguments: tuple[str, ...]
+
+
+def emit(fn: Function, poison: bool = False) -> Emitted:
+    """Triton source of ``fn``: helpers and one ``@triton.jit`` function, no imports."""
+    printer = Printer(fn, poison)
+    lines = printer.body()
+    used = set(re.findall(r"\w+", "\n".join(lines)))
+    arguments = [f"{p.name}_ptr" for p in fn.params if p.role != "scalar"]
+    numbers = [p.name for p in fn.params if p.role == "scalar"]
+    numbers += [s.name for s in fn.dims]
+    for p in fn.params:
+        if p.role != "scalar":
+            numbers += [stride_name(p, d) for d in range(len(p.dims))]
+    numbers = [n for n in numbers if n in used]
+    if fn.wide:
+        # Sizes that need 64 bits: make every product of an index and a stride a 64-bit one.
+        strides = [n for n in numbers if n.startswith("stride_")]
+        lines = [f"{n} = {n}.to(tl.int64)" for n in strides] + lines
+    kernel = f"{fn.name}_kernel"
+    out = [helpers.SOURCES[h] for h in sorted(printer.helpers_used)]
+    decorator = "@triton.jit"
+    if numbers:
+        decorator = filled("@triton.jit(do_not_specialize=[", [f'"{n}"' for n in numbers], "])")
+    signature = filled(f"def {kernel}(", [*arguments, *numbers], "):")
+    body = "\n".join(f"    {line}" for line in lines)
+    out.append(f"{decorator}\n{signature}\n{body}\n")
+    return Emitted(kernel, "\n\n".join(out), (*arguments, *numbers))

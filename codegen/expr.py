@@ -1,0 +1,429 @@
+"""Integer index expressions: sympy trees over named dimensions, program ids and loop indices.
+
+Everything that decides *where* a tile lies (coordinates, loop bounds, live extents) is such an
+expression, never an opaque value, so that it can be compared, proved, printed and evaluated on
+the host. Division is floor division and ``%`` has the sign of the divisor, as in Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+
+import sympy
+from sympy import Expr, Integer, Max, Min, Symbol
+from sympy.logic.boolalg import And, Boolean, Not, Or
+
+__all__ = [
+    "And",
+    "Expr",
+    "Facts",
+    "FloorDiv",
+    "FloorMod",
+    "Max",
+    "Min",
+    "Not",
+    "Or",
+    "Symbol",
+    "as_int",
+    "cdiv",
+    "is_index",
+    "parse",
+    "sym",
+    "text",
+]
+
+
+def sym(name: str) -> Symbol:
+    """The integer symbol called ``name``; equal names are equal symbols."""
+    return Symbol(name, integer=True)
+
+
+class FloorDiv(sympy.Function):
+    """``floor(a / b)`` for integers with b > 0, folded where the division is exact."""
+
+    nargs = 2
+    is_integer = True
+
+    @classmethod
+    def eval(cls, a, b):
+        if b == 1:
+            return a
+        if a.is_Integer and b.is_Integer and b != 0:
+            return Integer(int(a) // int(b))
+        if a == b:
+            return Integer(1)
+        whole, rest = [], []
+        for term in sympy.Add.make_args(sympy.expand(a)):
+            quotient = _exact_quotient(term, b)
+            (rest if quotient is None else whole).append(term if quotient is None else quotient)
+        if whole:
+            tail = sympy.Add(*rest)
+            return sympy.Add(*whole) + (cls(tail, b) if tail != 0 else 0)
+        return None
+
+
+class FloorMod(sympy.Function):
+    """``a - b * floor(a / b)`` for integers with b > 0."""
+
+    nargs = 2
+    is_integer = True
+
+    @classmethod
+    def eval(cls, a, b):
+        if a.is_Integer and b.is_Integer and b != 0:
+            return Integer(int(a) % int(b))
+        if a == b or b == 1:
+            return Integer(0)
+        rest = [t for t in sympy.Add.make_args(sympy.expand(a)) if _exact_quotient(t, b) is None]
+        if len(rest) < len(sympy.Add.make_args(sympy.expand(a))):
+            tail = sympy.Add(*rest)
+            return Integer(0) if tail == 0 else cls(tail, b)
+        return None
+
+
+def _exact_quotient(term: Expr, divisor: Expr) -> Expr | None:
+    """``term / divisor`` where that is an integer for every value of the symbols, else None."""
+    if term == 0:
+        return None
+    quotient = sympy.cancel(term / divisor) if not divisor.is_Integer else term / divisor
+    numerator, denominator = quotient.as_numer_denom()
+    return numerator if denominator == 1 else None
+
+
+def cdiv(a: Expr | int, b: Expr | int) -> Expr:
+    """``ceil(a / b)``: how many tiles of side ``b`` cover ``a`` elements."""
+    return FloorDiv(sympy.sympify(a) + b - 1, sympy.sympify(b))
+
+
+def is_index(value: object) -> bool:
+    """True for what may stand in an index expression: an int (not a bool) or a sympy integer."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or isinstance(value, Expr)
+
+
+def as_int(value: object) -> int | None:
+    """The Python int that ``value`` is known to be at compile time, or None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, Expr) and value.is_Integer:
+        return int(value)
+    return None
+
+
+# --------------------------------------------------------------------------------------------
+# Facts and proofs
+
+
+@dataclass
+class Facts:
+    """What is known of symbols: inclusive ranges, and equalities that preconditions imply.
+
+    ``ranges[s] = (low, high)`` with expressions or None; ``equal[s] = e`` rewrites ``s`` in
+    proofs (``H % G == 0`` becomes ``H = G * (H//G)`` with the quotient as a fresh symbol).
+    """
+
+    ranges: dict[Symbol, tuple[Expr | None, Expr | None]] = field(default_factory=dict)
+    equal: dict[Symbol, Expr] = field(default_factory=dict)
+
+    def extended(self, ranges: Mapping[Symbol, tuple[Expr | None, Expr | None]]) -> Facts:
+        return Facts({**self.ranges, **ranges}, dict(self.equal))
+
+    def nonnegative(self, expr: Expr | int) -> bool:
+        """True only if ``expr >= 0`` is proved for all values the facts allow."""
+        return self._prove(sympy.expand(sympy.sympify(expr).subs(self.equal)), 10)
+
+    def positive(self, expr: Expr | int) -> bool:
+        return self.nonnegative(sympy.sympify(expr) - 1)
+
+    def less_equal(self, a: Expr | int, b: Expr | int) -> bool:
+        return self.nonnegative(sympy.sympify(b) - a)
+
+    def _prove(self, expr: Expr, depth: int) -> bool:
+        # Each step replaces one symbol (or floor division, or min/max) by the bound that can
+        # only make the expression smaller, innermost loop index first: ranges of inner symbols
+        # mention outer ones, never the other way round.
+        if expr.is_Integer:
+            return int(expr) >= 0
+        if depth == 0:
+            return False
+        if all(self._term_nonnegative(t) for t in sympy.Add.make_args(expr)):
+            return True
+        for candidate in self._weaker(expr):
+            if self._prove(sympy.expand(candidate.subs(self.equal)), depth - 1):
+                return True
+        return False
+
+    def _term_nonnegative(self, term: Expr) -> bool:
+        coefficient, rest = term.as_coeff_Mul()
+        return coefficient >= 0 and all(
+            self._factor_nonnegative(f) for f in rest.as_ordered_factors()
+        )
+
+    def _factor_nonnegative(self, factor: Expr) -> bool:
+        if factor.is_Integer:
+            return int(factor) >= 0
+        if isinstance(factor, Symbol):
+            low = self.ranges.get(factor, (None, None))[0]
+            return low is not None and (
+                low.is_nonnegative or (low != factor and self._prove(sympy.expand(low), 3))
+            )
+        if factor.is_Pow and factor.exp.is_Integer and factor.exp > 0:
+            return factor.exp % 2 == 0 or self._factor_nonnegative(factor.base)
+        if isinstance(factor, FloorDiv):
+            return self._prove(factor.args[0], 4) and self._prove(factor.args[1] - 1, 4)
+        if isinstance(factor, FloorMod):
+            return self._prove(factor.args[1] - 1, 4)
+        if isinstance(factor, Max):
+            return any(self._prove(sympy.expand(a), 4) for a in factor.args)
+        if isinstance(factor, Min):
+            return all(self._prove(sympy.expand(a), 4) for a in factor.args)
+        return False
+
+    def _weaker(self, expr: Expr) -> Iterable[Expr]:
+        atoms = [a for a in expr.atoms(FloorDiv, FloorMod, Min, Max)]
+        yield from self._monotone(expr, [a for a in atoms if isinstance(a, FloorDiv)])
+        symbols = [s for s in reversed(list(self.ranges)) if s in expr.free_symbols]
+        for symbol in symbols:
+            if any(symbol in a.free_symbols for a in atoms):
+                continue
+            poly = sympy.Poly(expr, symbol) if expr.is_polynomial(symbol) else None
+            if poly is None or poly.degree() != 1:
+                continue
+            slope = poly.coeff_monomial(symbol)
+            low, high = self.ranges[symbol]
+            if low is not None and self._sign(slope) > 0 and low not in (0, 1):
+                yield expr.subs(symbol, low)
+            elif low is not None and self._sign(slope) > 0 and low == 1:
+                yield expr.subs(symbol, sympy.Integer(1))
+            if high is not None and self._sign(slope) < 0:
+                yield expr.subs(symbol, high)
+            if low is not None and self._sign(slope) > 0 and low == 0:
+                yield expr.subs(symbol, sympy.Integer(0))
+        for atom in atoms:
+            dummy = sympy.Dummy("t", integer=True)
+            swapped = expr.subs(atom, dummy)
+            if not swapped.is_polynomial(dummy):
+                continue
+            poly = sympy.Poly(swapped, dummy)
+            if poly.degree() != 1:
+                continue
+            slope = poly.coeff_monomial(dummy)
+            sign = self._sign(slope)
+            rest = sympy.expand(swapped - slope * dummy)
+            yield from self._atom_bounds(atom, slope, sign, rest)
+
+    def _monotone(self, expr: Expr, quotients: list[Expr]) -> Iterable[Expr]:
+        """c // b - a // b >= 0 where c >= a: drop such pairs."""
+        for up in quotients:
+            for down in quotients:
+                if up.args[1] != down.args[1] or expr.coeff(up) != 1 or expr.coeff(down) != -1:
+                    continue
+                if self._prove(sympy.expand(up.args[0] - down.args[0]), 3):
+                    yield expr - up + down
+
+    def smallest(self, *args: Expr) -> Expr:
+        """Min of ``args`` without those that are proved not to be the smallest."""
+        kept: list[Expr] = []
+        for a in dict.fromkeys(args):
+            if any(self.less_equal(b, a) for b in kept):
+                continue
+            kept = [b for b in kept if not self.less_equal(a, b)] + [a]
+        return Min(*kept)
+
+    def _atom_bounds(self, atom: Expr, slope: Expr, sign: int, rest: Expr) -> Iterable[Expr]:
+        if isinstance(atom, FloorDiv):
+            a, b = atom.args
+            exact = _exact_quotient(slope, b)
+            # slope = exact * b, and b * (a // b) lies in [a - b + 1, a].
+            if sign > 0 and exact is not None:
+                yield rest + exact * (a - b + 1)
+            elif sign < 0 and exact is not None:
+                yield rest + exact * a
+            elif sign < 0:
+                if self._prove(-a - 1, 3):
+                    yield rest - slope  # a // b <= -1 for a < 0
+                # a // b is monotone in a: push the largest a inside, then a // b <= a.
+                for symbol in a.free_symbols:
+                    low, high = self.ranges.get(symbol, (None, None))
+                    slope_in = (
+                        sympy.Poly(a, symbol).coeff_monomial(symbol)
+                        if (a.is_polynomial(symbol))
+                        else Integer(0)
+                    )
+                    bound = high if self._sign(slope_in) > 0 else low
+                    if bound is not None and slope_in != 0:
+                        yield rest + slope * FloorDiv(sympy.expand(a.subs(symbol, bound)), b)
+                if self._prove(a, 3):
+                    yield rest + slope * a
+            elif sign > 0 and self._prove(a, 3):
+                yield rest
+        elif isinstance(atom, FloorMod):
+            yield rest + (slope * (atom.args[1] - 1) if sign < 0 else 0)
+        elif (isinstance(atom, Min) and sign < 0) or (isinstance(atom, Max) and sign > 0):
+            for a in atom.args:
+                yield rest + slope * a
+        elif isinstance(atom, Min | Max) and sign != 0:
+            branches = [sympy.expand(rest + slope * a) for a in atom.args]
+            if all(self._prove(b, 4) for b in branches):
+                yield Integer(0)
+
+    def _sign(self, expr: Expr) -> int:
+        if expr.is_Integer:
+            return int(sympy.sign(expr))
+        if all(self._term_nonnegative(t) for t in sympy.Add.make_args(expr)):
+            return 1
+        if all(self._term_nonnegative(-t) for t in sympy.Add.make_args(expr)):
+            return -1
+        return 0
+
+
+# --------------------------------------------------------------------------------------------
+# Text
+
+
+_PRECEDENCE = {"or": 1, "and": 2, "not": 3, "cmp": 4, "add": 5, "mul": 6, "atom": 9}
+
+
+def text(
+    expr: Expr | Boolean | int,
+    name: Callable[[Symbol], str] = lambda s: s.name,
+    nonnegative: Callable[[Expr], bool] = lambda e: True,
+) -> str:
+    """Python source of ``expr``; the same text is valid in Triton and on the host.
+
+    Triton's ``//`` and ``%`` truncate towards zero, Python's floor. Where ``nonnegative`` can
+    not vouch for a numerator the text is written so that both give the floor.
+    """
+    return _Printer(name, nonnegative).show(sympy.sympify(expr), 0)
+
+
+class _Printer:
+    def __init__(self, name, nonnegative):
+        self.name, self.nonnegative = name, nonnegative
+
+    def show(self, e, outer: int) -> str:
+        body, inner = self._show(e)
+        return f"({body})" if inner < outer else body
+
+    def _show(self, e) -> tuple[str, int]:
+        p = _PRECEDENCE
+        if e is sympy.true or e is sympy.false:
+            return str(bool(e)), p["atom"]
+        if e.is_Integer:
+            return (str(int(e)), p["atom"]) if e >= 0 else (f"-{-int(e)}", p["add"])
+        if isinstance(e, Symbol):
+            return self.name(e), p["atom"]
+        if e.is_Add:
+            # Symbols in their order of names, the constant last, the first term positive.
+            terms = sorted(e.args, key=lambda t: (t.is_Integer, _negative(t), str(t)))
+            out = self.show(terms[0], p["add"])
+            for t in terms[1:]:
+                neg = _negative(t)
+                out += (" - " if neg else " + ") + self.show(-t if neg else t, p["mul"])
+            return out, p["add"]
+        if e.is_Mul:
+            if _negative(e):
+                return "-" + self.show(-e, p["mul"]), p["add"]
+            factors = sorted(e.args, key=lambda t: (t.is_Integer, str(t)))
+            return " * ".join(self.show(f, p["mul"] + 1) for f in factors), p["mul"]
+        if e.is_Pow and e.exp.is_Integer and e.exp > 0:
+            return " * ".join([self.show(e.base, p["mul"] + 1)] * int(e.exp)), p["mul"]
+        if isinstance(e, FloorDiv):
+            a, b = (self.show(x, p["mul"] + 1) for x in e.args)
+            if self.nonnegative(e.args[0]):
+                return f"{a} // {b}", p["mul"]
+            return f"{a} // {b} - ({a} % {b} < 0)", p["add"]
+        if isinstance(e, FloorMod):
+            a, b = (self.show(x, p["mul"] + 1) for x in e.args)
+            if self.nonnegative(e.args[0]):
+                return f"{a} % {b}", p["mul"]
+            return f"({a} % {b} + {b}) % {b}", p["mul"]
+        if isinstance(e, Min | Max):
+            # Nested pairs: Triton's min and max take two scalars.
+            word = "min" if isinstance(e, Min) else "max"
+            parts = [self.show(a, 0) for a in sorted(e.args, key=str)]
+            return reduce(lambda x, y: f"{word}({x}, {y})", parts), p["atom"]
+        if e.is_Relational:
+            a, b = self.show(e.lhs, p["cmp"] + 1), self.show(e.rhs, p["cmp"] + 1)
+            return f"{a} {e.rel_op} {b}", p["cmp"]
+        if isinstance(e, And | Or):
+            word = "and" if isinstance(e, And) else "or"
+            parts = [self.show(a, p[word] + 1) for a in sorted(e.args, key=str)]
+            return f" {word} ".join(parts), p[word]
+        if isinstance(e, Not):
+            return f"not {self.show(e.args[0], p['not'])}", p["not"]
+        raise TypeError(f"not an index expression: {e!r} ({type(e).__name__})")
+
+
+def _negative(term: Expr) -> bool:
+    return bool(term.as_coeff_Mul()[0] < 0)
+
+
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: lambda a, b: FloorDiv(sympy.sympify(a), sympy.sympify(b)),
+    ast.Mod: lambda a, b: FloorMod(sympy.sympify(a), sympy.sympify(b)),
+    ast.Pow: operator.pow,
+}
+_COMPARE = {
+    ast.Lt: sympy.Lt,
+    ast.LtE: sympy.Le,
+    ast.Gt: sympy.Gt,
+    ast.GtE: sympy.Ge,
+    ast.Eq: sympy.Eq,
+    ast.NotEq: sympy.Ne,
+}
+_CALLS = {"min": Min, "max": Max, "cdiv": cdiv}
+
+
+def parse(source: str, symbols: Callable[[str], Expr] | None = None) -> Expr | Boolean:
+    """The expression written in ``source``; ``symbols`` maps a name to its expression.
+
+    Raises:
+        ValueError: for anything but integers, names, ``+ - * // % **``, comparisons, ``and or
+            not``, ``min``, ``max`` and ``cdiv``.
+    """
+    lookup = symbols or sym
+    try:
+        tree = ast.parse(source.strip(), mode="eval").body
+    except SyntaxError as e:
+        raise ValueError(f"{source!r} is not an integer expression: {e.msg}") from None
+
+    def go(node):
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            return sympy.true if node.value else sympy.false
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return Integer(node.value)
+        if isinstance(node, ast.Name):
+            return lookup(node.id)
+        if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+            return _BINARY[type(node.op)](go(node.left), go(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -go(node.operand)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return Not(go(node.operand))
+        if isinstance(node, ast.BoolOp):
+            return (And if isinstance(node.op, ast.And) else Or)(*map(go, node.values))
+        if isinstance(node, ast.Compare):
+            sides = [go(x) for x in (node.left, *node.comparators)]
+            parts = [
+                _COMPARE[type(op)](a, b)
+                for op, a, b in zip(node.ops, sides, sides[1:], strict=False)
+            ]
+            return And(*parts)
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in _CALLS
+        ):
+            return _CALLS[node.func.id](*map(go, node.args))
+        raise ValueError(f"{source!r} is not an integer expression: {ast.unparse(node)!r}")
+
+    return go(tree)

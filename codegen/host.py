@@ -1,0 +1,88 @@
+"""The host side of an emitted kernel: sizes and strides in, grid out, one launch.
+
+The same text runs under ``tkpy`` and in an exported file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from codegen.emit import Emitted, filled, stride_name
+from codegen.expr import Expr, Symbol, text
+from codegen.ir import Function, Param
+
+
+def dimension_sources(params: Sequence[Param]) -> dict[Symbol, tuple[str, int, Expr]]:
+    """For each dimension where to read it: (tensor, axis, its size there as an expression).
+
+    A size that is the bare name comes first; otherwise one that is linear in the name, such as
+    ``S + 1`` or ``2 * D``.
+    """
+    found: dict[Symbol, tuple[str, int, Expr]] = {}
+    for wanted_bare in (True, False):
+        for p in params:
+            for axis, size in enumerate(p.dims):
+                free = size.free_symbols
+                if len(free) != 1:
+                    continue
+                (s,) = free
+                if s in found or wanted_bare != isinstance(size, Symbol):
+                    continue
+                if wanted_bare or (size.is_polynomial(s) and size.coeff(s, 2) == 0):
+                    found[s] = (p.name, axis, size)
+    return found
+
+
+def solve_text(s: Symbol, size: Expr, value: str) -> str:
+    """Python text of ``s`` given that ``size``, linear in ``s``, is ``value``."""
+    if size == s:
+        return value
+    slope, offset = size.coeff(s, 1), size.coeff(s, 0)
+    inner = value if offset == 0 else f"({value} - {text(offset)})"
+    return inner if slope == 1 else f"{inner} // {text(slope)}"
+
+
+def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:
+    """Source of ``launch(tensors..., scalars...)``, which reads sizes and starts the grid."""
+    tensors = [p for p in fn.params if p.role != "scalar"]
+    scalars = [p.name for p in fn.params if p.role == "scalar"]
+    used = set(emitted.arguments)
+    needed = {s for s in fn.dims if s.name in used}
+    needed |= {s for _, count in fn.grid for s in count.free_symbols if s in set(fn.dims)}
+    lines = []
+    sources = dimension_sources(tensors)
+    for s in fn.dims:
+        if s in needed:
+            tensor, axis, size = sources[s]
+            lines.append(f"{s.name} = {solve_text(s, size, f'{tensor}.shape[{axis}]')}")
+    counts = [text(count) for _, count in reversed(fn.grid)] or ["1"]
+    grid = "(" + ", ".join(counts) + ("," if len(counts) == 1 else "") + ")"
+    lines += [f"grid = {grid}", "if 0 in grid:", "    return"]
+    arguments = []
+    for name in emitted.arguments:
+        stride = next(
+            (
+                f"{p.name}.stride({d})"
+                for p in tensors
+                for d in range(len(p.dims))
+                if stride_name(p, d) == name
+            ),
+            None,
+        )
+        arguments.append(stride or re.sub(r"_ptr$", "", name))
+    call = [*arguments, f"num_warps={num_warps}", f"num_stages={num_stages}"]
+    lines += filled(f"{emitted.name}[grid](", call, ")").splitlines()
+    head = ", ".join([p.name for p in tensors] + scalars)
+    body = "\n    ".join(lines)
+    return f"def launch({head}):\n    {body}\n"
+
+
+def module_source(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:
+    """A whole module: imports, helpers, the kernel and its launcher."""
+    origin = f"{fn.loc.file.rsplit('/', 1)[-1]}:{fn.loc.line}" if fn.loc.line else "tile IR"
+    return (
+        f'"""{fn.name}, written by tkpy from {origin}."""\n\n'
+        "import triton\nimport triton.language as tl\n\n\n"
+        f"{emitted.source}\n\n{launcher(fn, emitted, num_warps, num_stages)}"
+    )

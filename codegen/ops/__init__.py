@@ -1,0 +1,44 @@
+"""The operations of tile IR, one row each; see ``codegen.ops.base`` for what a row holds."""
+
+from __future__ import annotations
+
+from codegen.ops import control, create, elementwise, mask, memory, mma, reduce, structure
+from codegen.ops.base import IRError, Need, OpDef
+
+TABLE: dict[str, OpDef] = {
+    definition.kind: definition
+    for definition in (
+        create.CONST,
+        create.FULL,
+        create.SPLAT,
+        create.IOTA,
+        create.ARGUMENT,
+        create.INDEX,
+        create.COND,
+        *elementwise.ROWS,
+        elementwise.CAST,
+        memory.LOAD,
+        memory.STORE,
+        memory.STORE_ADD,
+        memory.GATHER,
+        memory.SCATTER,
+        memory.SCATTER_ADD,
+        mma.MMA,
+        reduce.REDUCE,
+        reduce.ARGREDUCE,
+        reduce.SCAN,
+        structure.TRANSPOSE,
+        structure.SUBTILE,
+        structure.CONCAT,
+        structure.BROADCAST,
+        structure.ROW_OUTER,
+        structure.RETYPE,
+        structure.FILL_DEAD,
+        mask.KEEP,
+        control.FOR,
+        control.IF,
+        control.YIELD,
+    )
+}
+
+__all__ = ["TABLE", "IRError", "Need", "OpDef"]

@@ -1,0 +1,93 @@
+"""Folding: arithmetic on literals, identities that hold for every float, doubled structure."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from codegen.ir import Function, Op, Region, Value, i32
+from codegen.ops import TABLE
+from codegen.rewrite import build, replace_uses
+
+
+def fold(fn: Function) -> None:
+    _visit(fn, fn.body)
+
+
+def _visit(fn: Function, region: Region) -> None:
+    mapping: dict[Value, Value] = {}
+    out: list[Op] = []
+    for op in region.ops:
+        op.operands = [mapping.get(v, v) for v in op.operands]
+        for inner in op.regions:
+            replace_uses(inner, mapping)
+            _visit(fn, inner)
+        new = _literal(fn, op)
+        if new is not None:
+            new.result.hint = op.result.hint
+            mapping[op.result] = new.result
+            out.append(new)
+            continue
+        same = _identity(op)
+        if same is not None and same.type == op.result.type:
+            mapping[op.result] = same
+            if op.result.hint and not same.hint:
+                same.hint = op.result.hint
+            continue
+        out.append(op)
+    region.ops = out
+
+
+def _number(value: Value) -> float | int | bool | None:
+    if value.op is not None and value.op.kind in ("const", "full"):
+        return value.op.attrs["value"]  # type: ignore[return-value]
+    return None
+
+
+def _literal(fn: Function, op: Op) -> Op | None:
+    definition = TABLE[op.kind]
+    numbers = [_number(v) for v in op.operands]
+    if op.kind == "cast" and numbers and numbers[0] is not None:
+        value: object = numbers[0]
+        dtype = op.attrs["dtype"]
+        if dtype.is_float:
+            value = float(numbers[0])
+            if dtype.bits == 16 and value not in (0.0, 1.0, float("inf"), float("-inf")):
+                return None  # rounding is the machine's business
+        elif dtype.kind == "int" and np.isfinite(numbers[0]):
+            value = int(numbers[0])
+        else:
+            return None
+    elif definition.elementwise and definition.numpy and op.operands and None not in numbers:
+        dtype = op.operands[-1].type.dtype
+        if dtype.is_float and dtype.bits == 16:
+            return None
+        kind = {"float": np.float32, "int": np.int64, "bool": np.bool_}[dtype.kind]
+        with np.errstate(all="ignore"):
+            value = definition.numpy(*[kind(n) for n in numbers])
+        out = op.result.type.dtype.kind
+        value = {"float": float, "int": int, "bool": bool}[out](value)
+    else:
+        return None
+    result = op.result.type
+    if not result.rank:
+        return build(fn, "const", [], {"value": value, "dtype": result.dtype}, loc=op.loc)
+    attrs = {"value": value, "dtype": result.dtype, "axes": result.axes, "orient": result.orient}
+    return build(fn, "full", [], attrs, loc=op.loc)
+
+
+def _identity(op: Op) -> Value | None:
+    """The operand that ``op`` returns unchanged, bit for bit, whatever it is."""
+    values = op.operands
+    if op.kind in ("mul", "div") and _number(values[1]) == 1 and values[0].type.rank:
+        return values[0]
+    if op.kind == "mul" and _number(values[0]) == 1 and values[1].type.rank:
+        return values[1]
+    if op.kind == "cast" and values[0].type.dtype == op.attrs["dtype"]:
+        return values[0]
+    if op.kind == "transpose" and values[0].op is not None and values[0].op.kind == "transpose":
+        return values[0].op.operands[0]
+    if op.kind == "sub" and values[0].type.dtype == i32 and _number(values[1]) == 0:
+        return values[0]
+    if op.kind == "fill_dead" and values[0].type.full:
+        return values[0]
+    return None

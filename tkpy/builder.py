@@ -1,0 +1,220 @@
+"""Where verbs put operations: the function being built, the current region, the author's line."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import sympy
+
+from codegen.expr import Boolean, Expr, Symbol, as_int, is_index, parse, sym
+from codegen.ir import (
+    Axis,
+    DType,
+    Function,
+    Loc,
+    Op,
+    Param,
+    Region,
+    Type,
+    Value,
+    bool_,
+    f32,
+    factor,
+    i32,
+    round_up,
+)
+from codegen.ops.base import IRError
+from codegen.rewrite import build
+from tkpy.errors import NeedStatic
+
+_CURRENT: ContextVar[Builder] = ContextVar("tkpy_builder")
+
+
+def current() -> Builder:
+    """The builder of the kernel that is being compiled."""
+    return _CURRENT.get()
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor parameter as the kernel's body sees it: ``.dtype``, ``.shape``, ``.name``."""
+
+    param: Param
+
+    @property
+    def name(self) -> str:
+        return self.param.name
+
+    @property
+    def dtype(self) -> DType:
+        return self.param.dtype
+
+    @property
+    def shape(self) -> tuple[Expr, ...]:
+        return self.param.dims
+
+    def __repr__(self) -> str:
+        return f"tensor {self.param}"
+
+
+@dataclass(frozen=True)
+class At:
+    """A coordinate in elements; a plain coordinate counts tiles."""
+
+    element: Expr
+
+
+@dataclass(frozen=True)
+class TileRange:
+    """What ``tk.range`` returns: a loop the kernel runs, not one that is unrolled."""
+
+    start: Expr
+    stop: Expr
+
+
+@dataclass
+class Builder:
+    fn: Function
+    static: dict[str, int]
+    conditions: dict[str, tuple[Expr | None, Expr | None]] = field(default_factory=dict)
+    regions: list[Region] = field(default_factory=list)
+    loc: Loc = field(default_factory=Loc)
+    targets: list[str] = field(default_factory=list)
+    symbols: set[str] = field(default_factory=set)
+    stored: set[str] = field(default_factory=set)
+    loop_vars: list[Symbol] = field(default_factory=list)
+
+    # -- operations -----------------------------------------------------------------------
+
+    def emit(self, kind: str, operands=(), attrs=None, regions=None) -> Op:
+        op = build(self.fn, kind, list(operands), attrs, regions, self.loc)
+        self.regions[-1].ops.append(op)
+        return op
+
+    def op(self, kind: str, operands=(), attrs=None) -> Value:
+        return self.emit(kind, operands, attrs).result
+
+    def map(self, kind: str, *operands: object) -> Value:
+        """An elementwise operation on tiles, vectors, scalars and Python numbers."""
+        like = next((v for v in operands if isinstance(v, Value) and v.type.rank), None)
+        like = like or next((v for v in operands if isinstance(v, Value)), None)
+        wanted = like.type.dtype if like is not None else f32
+        if kind == "where" and len(operands) == 3:
+            picks = [v for v in operands[1:] if isinstance(v, Value)]
+            picks.sort(key=lambda v: -v.type.rank)
+            wanted = picks[0].type.dtype if picks else f32
+        return self.op(kind, [self.value(v, wanted) for v in operands])
+
+    def value(self, x: object, like: DType = f32) -> Value:
+        """``x`` as an IR value: a Python number becomes a literal, an index expression a scalar."""
+        if isinstance(x, Value):
+            return x
+        if isinstance(x, bool):
+            return self.op("const", attrs={"value": x, "dtype": bool_})
+        if isinstance(x, Boolean):
+            return self.op("cond", attrs={"expr": self.norm(x)})
+        number = as_int(self.norm(x)) if is_index(x) else None
+        if number is not None:
+            value: object = float(number) if like.is_float else number
+            if like.is_float and int(float(number)) != number:
+                raise IRError(f"{number} is not exact in {like}")
+            dtype = f32 if like.is_float else (like if like.kind == "int" else i32)
+            return self.op("const", attrs={"value": value, "dtype": dtype})
+        if is_index(x):
+            return self.op("index", attrs={"expr": self.norm(x)})
+        if isinstance(x, float):
+            return self.op("const", attrs={"value": x, "dtype": f32})
+        raise IRError(f"{_what(x)} is not a tile, vector or number")
+
+    # -- index expressions ----------------------------------------------------------------
+
+    def norm(self, x):
+        """An index expression with the static dimensions put in."""
+        if isinstance(x, bool) or x is sympy.true or x is sympy.false:
+            return x
+        if isinstance(x, str):
+            x = self.parse(x)
+        e = sympy.sympify(x)
+        return e.subs({sym(n): v for n, v in self.static.items()})
+
+    def parse(self, source: str):
+        """An expression over the signature's dimension names."""
+        known = {s.name for s in self.fn.dims} | set(self.static)
+
+        def lookup(name: str) -> Expr:
+            if name not in known:
+                raise IRError(
+                    f"{name!r} is not a dimension of the signature",
+                    f"the dimensions are {', '.join(sorted(known))}",
+                )
+            return sym(name)
+
+        try:
+            return parse(source, lookup)
+        except ValueError as e:
+            raise IRError(str(e)) from None
+
+    def index(self, x: object, what: str = "an index") -> Expr:
+        if isinstance(x, str):
+            return self.norm(x)
+        if is_index(x):
+            return self.norm(x)
+        if isinstance(x, Value) and x.symbol is not None:
+            return x.symbol
+        raise IRError(f"{what} must be an integer, not {_what(x)}")
+
+    def side(self, x: object) -> tuple[int, tuple[Expr, ...]]:
+        """A tile side: (multiple of 16, live bound). A named dimension is rounded up to 16."""
+        named = isinstance(x, str) or (isinstance(x, Expr) and bool(x.free_symbols))
+        e = self.index(x, "a tile side")
+        if e.free_symbols:
+            dims = {s.name for s in self.fn.dims}
+            names = {s.name for s in e.free_symbols}
+            if names <= dims:
+                raise NeedStatic(names)
+            raise IRError(
+                f"a tile side must be known at compile time, and {e} is not",
+                "use a constant or a dimension of the signature",
+            )
+        n = int(e)
+        if named:
+            side = max(16, round_up(n))
+            return side, ((sympy.Integer(n),) if n < side else ())
+        if n <= 0 or n % 16:
+            raise IRError(
+                f"a tile side must be a positive multiple of 16, and {n} is not",
+                f"use {max(16, round_up(n))}, or name a dimension of the signature: its live "
+                "extent is kept",
+            )
+        return n, ()
+
+    def axis(self, x: object) -> Axis:
+        parts = x if isinstance(x, tuple) else (x,)
+        return Axis(tuple(factor(s, b) for s, b in map(self.side, parts)))
+
+    def unique(self, wanted: str) -> str:
+        name, k = wanted, 0
+        while name in self.symbols:
+            k += 1
+            name = f"{wanted}_{k}"
+        self.symbols.add(name)
+        return name
+
+    def new_symbol(self, wanted: str, low: Expr | None, high: Expr | None) -> Symbol:
+        s = sym(self.unique(wanted))
+        self.fn.facts.ranges[s] = (low, high)
+        return s
+
+
+def _what(x: object) -> str:
+    if isinstance(x, Value):
+        return x.type.describe()
+    if isinstance(x, TensorRef):
+        return f"the tensor {x.name} (load a tile of it first)"
+    if isinstance(x, Type):
+        return x.describe()
+    return f"{x!r}"
+
+
+what = _what

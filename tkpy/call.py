@@ -1,0 +1,402 @@
+"""From a call's arguments to tensors, sizes and constants, or to a sentence that says why not."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from dataclasses import dataclass, field
+
+import torch
+
+from codegen.expr import Symbol
+from codegen.host import dimension_sources
+from codegen.ir import DTYPES, DType, Param
+from tkpy.errors import CallError
+from tkpy.signature import (
+    FLOATS,
+    REQUIRED,
+    TORCH_NAMES,
+    Condition,
+    ConstSpec,
+    Parameter,
+    ScalarSpec,
+    Signature,
+    TensorSpec,
+    dtype_of,
+)
+
+_INT32_LIMIT = 2**31 - 2**16  # room for the lanes of a tile past the end
+
+
+@dataclass
+class Call:
+    """A call that the signature allows."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    scalars: dict[str, float | int] = field(default_factory=dict)
+    constants: dict[str, object] = field(default_factory=dict)
+    dtypes: dict[str, DType] = field(default_factory=dict)
+    variables: dict[str, DType] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)
+    wanted: list[Parameter] = field(default_factory=list)
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def unit(self) -> bool:
+        """True if the innermost stride of every tensor is one (or is never used)."""
+        return all(
+            t.dim() == 0 or t.stride(-1) == 1 or t.shape[-1] <= 1 for t in self.tensors.values()
+        )
+
+    @property
+    def wide(self) -> bool:
+        """True if an offset into some tensor, or a size, needs more than 32 bits."""
+        return any(_span(t) >= _INT32_LIMIT for t in self.tensors.values()) or any(
+            n >= _INT32_LIMIT for n in self.sizes.values()
+        )
+
+
+def _span(t: torch.Tensor) -> int:
+    return sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1)
+
+
+class Binder:
+    """Binds calls of one signature. Built once a kernel."""
+
+    def __init__(self, signature: Signature):
+        self.signature = signature
+        self.positional = [
+            p for p in signature.parameters if not p.keyword_only and not _is_output(p)
+        ]
+        self.names = {p.name: p for p in signature.parameters}
+        params = [
+            Param(p.name, p.spec.role, DTYPES["f32"], p.spec.dims)  # type: ignore[union-attr]
+            for p in signature.tensors
+        ]
+        self.sources = dimension_sources(params)
+
+    def bind(self, args: tuple, kwargs: dict[str, object]) -> Call:
+        """Raises CallError for anything that the signature does not allow."""
+        given = self._arguments(args, kwargs)
+        call = Call()
+        for p in self.signature.parameters:
+            value = given.get(p.name, _MISSING)
+            if _is_output(p):
+                self._output(p, value, call)
+            elif isinstance(p.spec, TensorSpec):
+                self._tensor(p, value, call)
+            elif isinstance(p.spec, ScalarSpec):
+                self._scalar(p, value, call)
+            else:
+                self._constant(p, value, call)
+        self._devices(call)
+        self._sizes(call)
+        self._conditions(call)
+        return call
+
+    # -- one argument ----------------------------------------------------------------------
+
+    def _fail(self, message: str, fix: str = "") -> CallError:
+        return CallError(f"{self.signature.name}: {message}" + (f"\n  fix: {fix}" if fix else ""))
+
+    def _arguments(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
+        if len(args) > len(self.positional):
+            names = ", ".join(p.name for p in self.positional)
+            raise self._fail(
+                f"takes {len(self.positional)} positional arguments ({names}), got {len(args)}",
+                "pass outputs and constants by keyword",
+            )
+        given = {p.name: a for p, a in zip(self.positional, args, strict=False)}
+        for name, value in kwargs.items():
+            if name not in self.names:
+                close = difflib.get_close_matches(name, list(self.names), 1)
+                raise self._fail(
+                    f"unknown keyword {name}",
+                    f"did you mean {close[0]}?" if close else f"it takes {', '.join(self.names)}",
+                )
+            if name in given:
+                raise self._fail(f"{name} is given twice")
+            given[name] = value
+        return given
+
+    def _missing(self, p: Parameter) -> CallError:
+        return self._fail(f"{p.name} is missing ({_spec_text(p)})")
+
+    def _tensor(self, p: Parameter, value: object, call: Call) -> None:
+        spec = p.spec
+        assert isinstance(spec, TensorSpec)
+        if value is _MISSING or value is None:
+            if spec.optional and (value is None or p.default is None):
+                return
+            raise self._missing(p)
+        if not isinstance(value, torch.Tensor):
+            raise self._fail(
+                f"{p.name} must be a torch.Tensor, got {type(value).__name__}",
+                f"it is declared {spec}",
+            )
+        self._accept(p, value, call)
+
+    def _accept(self, p: Parameter, value: torch.Tensor, call: Call) -> None:
+        spec = p.spec
+        assert isinstance(spec, TensorSpec)
+        if value.dim() != len(spec.dims):
+            raise self._fail(
+                f"{p.name} has {value.dim()} dimensions, shape {tuple(value.shape)}; "
+                f"it is declared {spec}",
+                f"give it {len(spec.dims)} dimensions",
+            )
+        if value.layout is not torch.strided:
+            raise self._fail(f"{p.name} is {value.layout}, not a dense tensor", ".to_dense()")
+        dtype = dtype_of(value)
+        if isinstance(spec.dtype, DType):
+            if dtype != spec.dtype:
+                raise self._fail(
+                    f"{p.name} is {value.dtype}; it is declared {spec}",
+                    f"{p.name}.to(torch.{TORCH_NAMES[spec.dtype.name]})",
+                )
+        elif dtype not in FLOATS:
+            raise self._fail(f"{p.name} is {value.dtype}; it takes float32, bfloat16 or float16")
+        else:
+            first = call.variables.setdefault(spec.dtype, dtype)
+            if dtype != first:
+                other = next(
+                    n
+                    for n, d in call.dtypes.items()
+                    if d == first and self.names[n].spec.dtype == spec.dtype
+                )
+                raise self._fail(
+                    f"{p.name} is {dtype} and {other} is {first}; they share one dtype",
+                    f"{p.name}.to({other}.dtype)",
+                )
+        if value.requires_grad and torch.is_grad_enabled():
+            raise self._fail(
+                f"{p.name} requires grad, and this kernel has no backward",
+                "call it under torch.no_grad(), or pass it detached",
+            )
+        call.tensors[p.name] = value
+        call.dtypes[p.name] = dtype
+        call.present.add(p.name)
+
+    def _output(self, p: Parameter, value: object, call: Call) -> None:
+        spec = p.spec
+        assert isinstance(spec, TensorSpec)
+        if isinstance(value, torch.Tensor):
+            call.wanted.append(p)
+            self._accept(p, value, call)
+            return
+        if value is True or (not spec.optional and value in (_MISSING, None)):
+            call.wanted.append(p)
+            call.present.add(p.name)
+        elif value not in (_MISSING, None, False):
+            raise self._fail(
+                f"{p.name} is an output: pass a tensor to write into"
+                + (", or True to ask for one" if spec.optional else "")
+            )
+
+    def _scalar(self, p: Parameter, value: object, call: Call) -> None:
+        spec = p.spec
+        assert isinstance(spec, ScalarSpec)
+        if value is _MISSING and p.default is not REQUIRED:
+            value = p.default
+        if value is None and spec.optional:
+            return
+        if value is _MISSING:
+            raise self._missing(p)
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            value = value.item()
+        wanted = (int, float) if spec.dtype.is_float else int
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise self._fail(f"{p.name} must be a number ({spec.dtype}), got {value!r}")
+        if not spec.dtype.is_float and not -(2 ** (spec.dtype.bits - 1)) <= value < 2 ** (
+            spec.dtype.bits - 1
+        ):
+            raise self._fail(f"{p.name} = {value} does not fit {spec.dtype}")
+        call.scalars[p.name] = float(value) if spec.dtype.is_float else value
+        call.present.add(p.name)
+
+    def _constant(self, p: Parameter, value: object, call: Call) -> None:
+        spec = p.spec
+        assert isinstance(spec, ConstSpec)
+        if value is _MISSING:
+            if p.default is REQUIRED:
+                raise self._missing(p)
+            value = p.default
+        if value is None and (spec.optional or p.default is None):
+            call.constants[p.name] = None
+            return
+        if spec.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        fits = isinstance(value, spec.type) and (spec.type is bool or not isinstance(value, bool))
+        if not fits:
+            raise self._fail(f"{p.name} must be {spec.type.__name__}, got {value!r}")
+        if spec.choices and value not in spec.choices:
+            raise self._fail(
+                f"{p.name} = {value!r} is none of {', '.join(map(repr, spec.choices))}"
+            )
+        call.constants[p.name] = value
+
+    # -- the call as a whole ----------------------------------------------------------------
+
+    def _devices(self, call: Call) -> None:
+        first: str | None = None
+        for name, t in call.tensors.items():
+            if first is None:
+                first, call.device = name, t.device
+            elif t.device != call.device:
+                raise self._fail(
+                    f"{name} is on {t.device} and {first} on {call.device}",
+                    f"{name}.to({first}.device)",
+                )
+        if call.device.type not in ("cpu", "cuda"):
+            raise self._fail(f"tensors are on {call.device}; kernels run on cpu and cuda")
+
+    def _sizes(self, call: Call) -> None:
+        origin: dict[Symbol, tuple[str, int]] = {}
+        known: dict[Symbol, int] = {}
+        for bare in (True, False):
+            for name, t in call.tensors.items():
+                for axis, size in enumerate(self.names[name].spec.dims):
+                    if isinstance(size, Symbol) is not bare:
+                        continue
+                    self._one_size(name, axis, t, size, known, origin)
+        for s in self.signature.dims:
+            if s in known:
+                call.sizes[s.name] = known[s]
+        missing = [
+            s.name
+            for p in call.wanted
+            for d in p.spec.dims
+            for s in d.free_symbols
+            if s not in known
+        ]
+        if missing:
+            raise self._fail(f"no argument given tells the size {missing[0]}")
+
+    def _one_size(self, name, axis, t, size, known, origin) -> None:
+        actual = int(t.shape[axis])
+        unknown = [s for s in size.free_symbols if s not in known]
+        if not unknown:
+            expected = int(size.subs(known)) if not isinstance(size, Symbol) else known[size]
+            if expected == actual:
+                return
+            other = origin.get(size) if isinstance(size, Symbol) else None
+            if other:
+                raise self._fail(
+                    f"{name} and {other[0]} disagree on {size}: {name} has shape "
+                    f"{tuple(t.shape)} ({_spec_text(self.names[name])}) with {size} = {actual}, "
+                    f"{other[0]} has {size} = {expected}"
+                )
+            raise self._fail(
+                f"{name} has shape {tuple(t.shape)}; its dimension {axis} must be "
+                f"{size} = {expected}"
+            )
+        if len(unknown) > 1:
+            return
+        (s,) = unknown
+        if size == s:
+            known[s], origin[s] = actual, (name, axis)
+            return
+        slope, offset = int(size.coeff(s, 1) or 0), int(size.coeff(s, 0))
+        if slope == 0 or (actual - offset) % slope or (actual - offset) // slope < 0:
+            raise self._fail(
+                f"{name} has shape {tuple(t.shape)}; its dimension {axis} must be "
+                f"{size} for a whole {s}"
+            )
+        known[s], origin[s] = (actual - offset) // slope, (name, axis)
+
+    def _conditions(self, call: Call) -> None:
+        for c in self.signature.conditions:
+            values = {**call.sizes, **call.tensors, **call.scalars, **call.constants}
+            if any(n not in values for n in c.names):
+                continue
+            if not holds(c, values):
+                shown = ", ".join(
+                    f"{n} = {v if not isinstance(v, torch.Tensor) else f'tensor{tuple(v.shape)}'}"
+                    for n, v in values.items()
+                    if n in c.names
+                )
+                raise self._fail(f"the precondition {c.source!r} does not hold: {shown}")
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<missing>"
+
+
+_MISSING = _Missing()
+
+
+def _is_output(p: Parameter) -> bool:
+    return isinstance(p.spec, TensorSpec) and p.spec.role == "out"
+
+
+def _spec_text(p: Parameter) -> str:
+    return f"{p.name}: {p.spec}" if isinstance(p.spec, TensorSpec) else p.name
+
+
+# --------------------------------------------------------------------------------------------
+# Preconditions
+
+
+def holds(condition: Condition, values: dict[str, object]) -> bool:
+    """Whether a precondition holds of sizes, scalars and whole tensors (every element of them)."""
+    return bool(_all(_value(condition.tree, values)))
+
+
+def _all(x: object) -> bool:
+    return bool(x.all()) if isinstance(x, torch.Tensor) else bool(x)
+
+
+_ARITHMETIC = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b if not (isinstance(b, int) and b == 0) else 1,
+}
+_ORDER = {
+    ast.Lt: lambda a, b: a < b,
+    ast.LtE: lambda a, b: a <= b,
+    ast.Gt: lambda a, b: a > b,
+    ast.GtE: lambda a, b: a >= b,
+    ast.Eq: lambda a, b: a == b,
+    ast.NotEq: lambda a, b: a != b,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+
+
+def _value(node: ast.expr, values: dict[str, object]):
+    go = lambda n: _value(n, values)  # noqa: E731
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.Name):
+        return values[node.id]
+    if isinstance(node, ast.Tuple):
+        return tuple(map(go, node.elts))
+    if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+        return _ARITHMETIC[type(node.op)](go(node.left), go(node.right))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -go(node.operand)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return not _all(go(node.operand))
+    if isinstance(node, ast.BoolOp):
+        parts = (_all(go(x)) for x in node.values)
+        return all(parts) if isinstance(node.op, ast.And) else any(parts)
+    if isinstance(node, ast.Subscript):
+        return go(node.value)[go(node.slice)]
+    if isinstance(node, ast.Compare):
+        sides = [go(x) for x in (node.left, *node.comparators)]
+        return all(
+            _all(_ORDER[type(op)](a, b))
+            for op, a, b in zip(node.ops, sides, sides[1:], strict=False)
+        )
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "sorted":
+            t = go(node.args[0])
+            return True if t.numel() < 2 else (t[..., 1:] >= t[..., :-1])
+        if node.func.id == "distinct":
+            t = go(node.args[0])
+            return t.unique().numel() == t.numel()
+    raise CallError(f"precondition {ast.unparse(node)!r} is not of the kind that is understood")

@@ -1,0 +1,206 @@
+"""``@tk.kernel``: the object that a decorated function becomes, its variants and its calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from codegen.module import load
+from tkpy.call import Binder, Call
+from tkpy.errors import CallError
+from tkpy.execution import interprets
+from tkpy.lower import Lowered, VariantKey, find_static, lower
+from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
+from tkpy.store import VariantStore
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compiled form of a kernel: the key it was made for, its source, and how to run it."""
+
+    key: VariantKey
+    source: str
+    launch: Callable[..., None]
+
+
+class Kernel:
+    """A kernel written in tiles. Calling it allocates the outputs, launches and returns them.
+
+    Attributes:
+        name: the function's name.
+        signature: the parsed signature.
+        fn: the author's function.
+        num_warps, num_stages: how Triton launches it on a GPU.
+        reference_fn: what ``@kernel.reference`` registered, or None.
+    """
+
+    def __init__(
+        self,
+        fn: Callable,
+        where: tuple[str, ...] = (),
+        num_warps: int = 4,
+        num_stages: int = 3,
+    ):
+        functools.update_wrapper(self, fn)
+        self.fn, self.name = fn, fn.__name__
+        self.where = where
+        self.signature: Signature = read_signature(fn, where)
+        self.num_warps, self.num_stages = num_warps, num_stages
+        self.reference_fn: Callable | None = None
+        self.reference_options: dict[str, object] = {}
+        self.binder = Binder(self.signature)
+        self.variants: dict[tuple[VariantKey, bool], Variant] = {}
+        self._static: dict[tuple, frozenset[str]] = {}
+        self._store = VariantStore(self)
+
+    def __repr__(self) -> str:
+        return f"<tk.kernel {self.name}>"
+
+    def reference(self, fn: Callable | None = None, **options: object) -> Callable:
+        """Decorator: registers the plain PyTorch function that says what the kernel computes.
+
+        It takes the same arguments without the outputs, in float64, and returns what the kernel
+        returns. ``options`` are those of ``tkpy.testing.check``.
+        """
+        if fn is None:
+            return functools.partial(self.reference, **options)
+        self.reference_fn, self.reference_options = fn, dict(options)
+        return fn
+
+    # -- calling ---------------------------------------------------------------------------
+
+    def __call__(self, *args: object, **kwargs: object):
+        call = self.binder.bind(args, kwargs)
+        key = self.key_of(call)
+        self._allocate(call)
+        variant = self.variant(key, interprets(call.device))
+        tensors = [call.tensors[p.name] for p in self.signature.tensors if p.name in call.tensors]
+        scalars = [call.scalars[p.name] for p in self.signature.scalars if p.name in call.scalars]
+        variant.launch(*tensors, *scalars)
+        outputs = tuple(call.tensors[p.name] for p in call.wanted)
+        return outputs[0] if len(outputs) == 1 else (outputs or None)
+
+    def _allocate(self, call: Call) -> None:
+        zeroed = None
+        for p in call.wanted:
+            given = call.tensors.get(p.name)
+            if given is not None:
+                self._no_overlap(p.name, given, call)
+                continue
+            spec = p.spec
+            assert isinstance(spec, TensorSpec)
+            shape = [
+                call.sizes[d.name] if d.is_Symbol else int(d.subs(call.sizes)) for d in spec.dims
+            ]
+            dtype = spec.dtype if isinstance(spec.dtype, DType) else call.variables[spec.dtype]
+            if zeroed is None:
+                zeroed = self._zeroed(call)
+            make = torch.zeros if p.name in zeroed else torch.empty
+            call.tensors[p.name] = make(
+                shape, dtype=getattr(torch, TORCH_NAMES[dtype.name]), device=call.device
+            )
+            call.dtypes[p.name] = dtype
+
+    def _zeroed(self, call: Call) -> frozenset[str]:
+        """Outputs that the kernel only adds to; they start from zero."""
+        return self._store.zeroed(self.key_of(call))
+
+    def _no_overlap(self, name: str, out: torch.Tensor, call: Call) -> None:
+        for other, t in call.tensors.items():
+            if other != name and t.numel() and out.numel() and _overlap(out, t):
+                raise CallError(
+                    f"{self.name}: the output {name} shares memory with {other}; programs of a "
+                    f"grid run in any order\n  fix: give {name} memory of its own"
+                )
+
+    # -- variants --------------------------------------------------------------------------
+
+    def key_of(self, call: Call) -> VariantKey:
+        """The variant that ``call`` needs."""
+        dtypes = dict(call.dtypes)
+        for p in call.wanted:
+            spec = p.spec
+            assert isinstance(spec, TensorSpec)
+            if p.name not in dtypes:
+                dtypes[p.name] = (
+                    spec.dtype if isinstance(spec.dtype, DType) else self._variable(p, call)
+                )
+        return self.settle(
+            VariantKey(
+                tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
+                tuple(sorted((n, d.name) for n, d in dtypes.items())),
+                frozenset(call.present),
+                (),
+                call.unit,
+                call.wide,
+            ),
+            call.sizes,
+        )
+
+    def _variable(self, p, call: Call) -> DType:
+        if p.spec.dtype not in call.variables:
+            raise CallError(f"{self.name}: no argument given tells the dtype of {p.name}")
+        return call.variables[p.spec.dtype]
+
+    def settle(self, key: VariantKey, sizes: dict[str, int]) -> VariantKey:
+        """``key`` with the sizes of those dimensions that are tile sides."""
+        group = (key.constants, key.dtypes, key.present)
+        if group not in self._static:
+            self._static[group] = self._store.static_names(key, sizes)
+        static = tuple(sorted((n, sizes[n]) for n in self._static[group]))
+        return VariantKey(key.constants, key.dtypes, key.present, static, key.unit, key.wide)
+
+    def variant(self, key: VariantKey, interpret: bool) -> Variant:
+        """The compiled variant of ``key``, from memory, from disk, or made now."""
+        slot = (key, interpret)
+        if slot not in self.variants:
+            source = self._store.source(key)
+            module = load(source, self.name, interpret=interpret)
+            self.variants[slot] = Variant(key, source, module.launch)
+        return self.variants[slot]
+
+    def lower(self, key: VariantKey, **options) -> Lowered:
+        """Front end, passes and emission for ``key``, without any cache."""
+        return lower(self.fn, self.signature, key, self.num_warps, self.num_stages, **options)
+
+    def find_static(self, key: VariantKey, sizes: dict[str, int]) -> frozenset[str]:
+        return find_static(self.fn, self.signature, key, sizes)
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    ranges = []
+    for t in (a, b):
+        low = t.data_ptr()
+        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        ranges.append((low, low + (last + 1) * t.element_size()))
+    (a0, a1), (b0, b1) = ranges
+    return a0 < b1 and b0 < a1
+
+
+def kernel(
+    fn: Callable | None = None,
+    *,
+    where: list[str] | tuple[str, ...] = (),
+    num_warps: int = 4,
+    num_stages: int = 3,
+):
+    """Decorator: compiles a function written in tiles into a kernel.
+
+    Args:
+        where: preconditions over dimensions, tensors and scalars, such as ``"H % G == 0"``,
+            ``"0 <= labels < V"`` or ``"sorted(offsets)"``. Calls are held against them.
+        num_warps: warps of a program on a GPU.
+        num_stages: depth of Triton's software pipeline on a GPU.
+
+    Raises:
+        TkError: if the signature is not one (see ``tkpy.signature.read_signature``). The body is
+            compiled at the first call, and raises ``CompileError`` then.
+    """
+    if fn is not None:
+        return Kernel(fn)
+    return lambda f: Kernel(f, tuple(where), num_warps, num_stages)

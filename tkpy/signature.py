@@ -1,0 +1,247 @@
+"""The signature is the contract: tensors with named dimensions, scalars, constants, conditions.
+
+From it come the output allocation, the launch grid, shape checking, the facts for proofs, and
+the strategies that test the kernel.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from codegen.expr import Expr, Symbol, parse
+from codegen.ir import DTYPES, DType, bf16, f16, f32
+from tkpy.errors import TkError
+
+FLOATS = (f32, bf16, f16)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """``tk.Global["B H N D", dtype]`` and its kin.
+
+    ``dtype`` is a concrete type or the name of a type variable: parameters that name the same
+    variable have the same dtype, one of f32, bf16, f16. The default variable is "T".
+    """
+
+    role: str
+    dims: tuple[Expr, ...]
+    dtype: DType | str = "T"
+    optional: bool = False
+
+    def __or__(self, other: object) -> TensorSpec:
+        if other is None or other is type(None):
+            return TensorSpec(self.role, self.dims, self.dtype, True)
+        return NotImplemented
+
+    def __call__(self):  # typing accepts callables as annotations
+        raise TypeError("a tensor annotation is not a constructor")
+
+    def __str__(self) -> str:
+        word = {"in": "Global", "out": "Out", "inout": "InOut"}[self.role]
+        dims = " ".join(str(d).replace(" ", "") for d in self.dims)
+        tail = "" if self.dtype == "T" else f", {self.dtype}"
+        return f'tk.{word}["{dims}"{tail}]' + (" | None" if self.optional else "")
+
+
+class _TensorAnnotation:
+    def __init__(self, role: str):
+        self.role = role
+
+    def __getitem__(self, item: object) -> TensorSpec:
+        dims, dtype = item if isinstance(item, tuple) else (item, "T")
+        if not isinstance(dims, str):
+            raise TkError(f'dimensions are a string of names such as "B N D", not {dims!r}')
+        if not isinstance(dtype, DType | str):
+            raise TkError(f"{dtype!r} is not an element type; use tk.f32, tk.bf16, ... or a name")
+        return TensorSpec(self.role, tuple(parse(d) for d in dims.split()), dtype)
+
+
+#: A tensor that the kernel reads. ``tk.Global["B H N D"]`` or ``tk.Global["N", tk.i32]``.
+Global = _TensorAnnotation("in")
+#: A tensor that the kernel writes and the call returns; allocated from the signature.
+Out = _TensorAnnotation("out")
+#: A tensor that the kernel reads and writes in place.
+InOut = _TensorAnnotation("inout")
+
+
+@dataclass(frozen=True)
+class ScalarSpec:
+    """A run-time number: ``tk.f32`` or an integer type."""
+
+    dtype: DType
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class ConstSpec:
+    """A compile-time constant of a Python type, or one of ``choices`` (``typing.Literal``)."""
+
+    type: type
+    choices: tuple[object, ...] = ()
+    optional: bool = False
+
+
+Spec = TensorSpec | ScalarSpec | ConstSpec
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    spec: Spec
+    default: object = REQUIRED
+    keyword_only: bool = False
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A precondition in the text of the signature, such as ``H % G == 0`` or ``sorted(cu)``."""
+
+    source: str
+    tree: ast.expr
+    names: frozenset[str]
+
+    @staticmethod
+    def of(source: str) -> Condition:
+        try:
+            tree = ast.parse(source.strip(), mode="eval").body
+        except SyntaxError as e:
+            raise TkError(f"precondition {source!r}: {e.msg}") from None
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - {"sorted", "cdiv"}
+        return Condition(source.strip(), tree, frozenset(names))
+
+
+@dataclass
+class Signature:
+    """The parsed signature of a kernel."""
+
+    name: str
+    parameters: list[Parameter]
+    conditions: list[Condition] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> list[Parameter]:
+        return [p for p in self.parameters if isinstance(p.spec, TensorSpec)]
+
+    @property
+    def inputs(self) -> list[Parameter]:
+        """Tensors that the caller provides."""
+        return [p for p in self.tensors if p.spec.role != "out"]  # type: ignore[union-attr]
+
+    @property
+    def outputs(self) -> list[Parameter]:
+        return [p for p in self.tensors if p.spec.role == "out"]  # type: ignore[union-attr]
+
+    @property
+    def constants(self) -> list[Parameter]:
+        return [p for p in self.parameters if isinstance(p.spec, ConstSpec)]
+
+    @property
+    def scalars(self) -> list[Parameter]:
+        return [p for p in self.parameters if isinstance(p.spec, ScalarSpec)]
+
+    @property
+    def dims(self) -> list[Symbol]:
+        """Named dimensions in order of first appearance."""
+        out: dict[Symbol, None] = {}
+        for p in self.tensors:
+            for d in p.spec.dims:  # type: ignore[union-attr]
+                for s in sorted(d.free_symbols, key=str):
+                    out[s] = None
+        return list(out)
+
+    def parameter(self, name: str) -> Parameter:
+        return next(p for p in self.parameters if p.name == name)
+
+
+def read_signature(fn: Callable, conditions: tuple[str, ...] = ()) -> Signature:
+    """The signature of a kernel function.
+
+    Raises:
+        TkError: for a parameter without annotation, an annotation that is none of tensor,
+            scalar and constant, a default that does not fit, or a condition on unknown names.
+    """
+    parameters = []
+    code = fn.__code__
+    where = f"{code.co_filename}:{code.co_firstlineno}: {fn.__name__}"
+    for p in inspect.signature(fn).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise TkError(f"{where}: *{p.name} is not allowed; a kernel names all its parameters")
+        annotation = p.annotation
+        if isinstance(annotation, str):
+            annotation = eval(annotation, fn.__globals__)
+        parameters.append(
+            Parameter(
+                p.name,
+                _spec(where, p.name, annotation),
+                p.default,
+                p.kind is p.KEYWORD_ONLY,
+            )
+        )
+    signature = Signature(fn.__name__, parameters, [Condition.of(c) for c in conditions])
+    known = {s.name for s in signature.dims} | {p.name for p in parameters}
+    for c in signature.conditions:
+        if c.names - known:
+            raise TkError(f"{where}: precondition {c.source!r} names {sorted(c.names - known)}")
+    if not signature.tensors:
+        raise TkError(f'{where}: a kernel needs a tensor, for example x: tk.Global["N D"]')
+    return signature
+
+
+def _spec(where: str, name: str, annotation: object) -> Spec:
+    if isinstance(annotation, TensorSpec):
+        return annotation
+    if isinstance(annotation, DType):
+        return ScalarSpec(annotation)
+    if isinstance(annotation, ScalarSpec):
+        return annotation
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        return ConstSpec(type(choices[0]), choices)
+    if isinstance(annotation, types.UnionType):
+        inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(inner) == 1 and inner[0] in (bool, int, float, str):
+            return ConstSpec(inner[0], (), True)
+    if annotation in (bool, int, float, str):
+        return ConstSpec(annotation)  # type: ignore[arg-type]
+    what = "has no annotation" if annotation is REQUIRED else f"is annotated {annotation!r}"
+    raise TkError(
+        f"{where}: parameter {name} {what}\n"
+        f'  fix: a tensor is {name}: tk.Global["N D"] (tk.Out, tk.InOut), a run-time number '
+        f"{name}: tk.f32 or tk.i32, a compile-time constant {name}: bool, int, float, str or "
+        "typing.Literal[...]"
+    )
+
+
+def scalar_or_none(self: DType, other: object) -> ScalarSpec:
+    if other is None or other is type(None):
+        return ScalarSpec(self, True)
+    return NotImplemented
+
+
+DType.__or__ = scalar_or_none  # type: ignore[attr-defined]
+
+TORCH_NAMES = {
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "i64": "int64",
+    "i32": "int32",
+    "i16": "int16",
+    "i8": "int8",
+    "u8": "uint8",
+    "bool": "bool",
+}
+
+
+def dtype_of(tensor) -> DType | None:
+    """Our name for a torch tensor's dtype, or None if tiles have no such type."""
+    return _FROM_TORCH.get(str(tensor.dtype).removeprefix("torch."))
+
+
+_FROM_TORCH = {t: DTYPES[n] for n, t in TORCH_NAMES.items()}

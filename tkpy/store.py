@@ -1,0 +1,175 @@
+"""What has been compiled before, on disk: a second process does not run the front end again.
+
+A variant is stored under a hash of the kernel's source, its key, the versions of Triton and
+Python, and the compiler's own files. It also records every global the kernel read and every
+function it inlined; if one of them has changed the entry does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codegen.module import cache_dir, write_atomic
+
+if TYPE_CHECKING:
+    from tkpy.kernel import Kernel
+    from tkpy.lower import Lowered, VariantKey
+
+_PLAIN = (bool, int, float, str, type(None))
+_FINGERPRINT: list[str] = []
+
+
+def fingerprint() -> str:
+    """A hash of the compiler itself and of what it stands on; computed once a process."""
+    if not _FINGERPRINT:
+        import triton
+
+        digest = hashlib.sha256(f"{sys.version_info} {triton.__version__}".encode())
+        root = Path(__file__).resolve().parent.parent
+        for package in ("codegen", "tkpy"):
+            for path in sorted((root / package).rglob("*.py")):
+                digest.update(path.read_bytes())
+        _FINGERPRINT.append(digest.hexdigest())
+    return _FINGERPRINT[0]
+
+
+class VariantStore:
+    """The stored variants of one kernel."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self._entries: dict[tuple, dict] = {}
+        self.compiled = 0  # how many variants this process lowered itself
+
+    # -- what kernels ask ------------------------------------------------------------------
+
+    def source(self, key: VariantKey) -> str:
+        return self._entry(key)["source"]
+
+    def zeroed(self, key: VariantKey) -> frozenset[str]:
+        return frozenset(self._entry(key)["zeroed"])
+
+    def static_names(self, key: VariantKey, sizes: dict[str, int]) -> frozenset[str]:
+        path = self._path("static", key)
+        found = self._read(path)
+        if found is None:
+            found = {
+                "static": sorted(self.kernel.find_static(key, sizes)),
+                "reads": self._reads([]),
+            }
+            self._write(path, found)
+        return frozenset(found["static"])
+
+    # -- entries ---------------------------------------------------------------------------
+
+    def _entry(self, key: VariantKey) -> dict:
+        if key not in self._entries:
+            path = self._path("variant", key)
+            entry = self._read(path)
+            if entry is None:
+                lowered = self.kernel.lower(key)
+                self.compiled += 1
+                entry = {
+                    "source": lowered.source,
+                    "zeroed": [p.name for p in lowered.fn.params if p.zeroed],
+                    "reads": self._reads_of(lowered),
+                }
+                self._write(path, entry)
+            self._entries[key] = entry
+        return self._entries[key]
+
+    def _path(self, what: str, key: VariantKey) -> Path | None:
+        try:
+            text = "".join(inspect.getsourcelines(self.kernel.fn)[0])
+        except OSError:
+            return None
+        parts = [
+            what,
+            fingerprint(),
+            self.kernel.name,
+            text,
+            self.kernel.fn.__code__.co_filename,
+            repr(self.kernel.where),
+            repr((self.kernel.num_warps, self.kernel.num_stages)),
+            repr((key.constants, key.dtypes, sorted(key.present), key.static, key.unit, key.wide)),
+            repr(self.kernel.fn.__code__.co_firstlineno),
+        ]
+        if self.kernel.fn.__closure__:
+            parts += [repr(c.cell_contents) for c in self.kernel.fn.__closure__]
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        return cache_dir() / "variants" / f"{self.kernel.name}-{digest}.json"
+
+    def _read(self, path: Path | None) -> dict | None:
+        if path is None:
+            return None
+        try:
+            entry = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(entry, dict) or entry.get("reads") is None:
+            return None
+        now = [self._describe(n) for n, _ in entry["reads"]]
+        return entry if now == [d for _, d in entry["reads"]] else None
+
+    def _write(self, path: Path | None, entry: dict) -> None:
+        if path is not None and entry["reads"] is not None:
+            try:
+                write_atomic(path, json.dumps(entry))
+            except OSError:
+                pass  # a cache that cannot be written is a slower start, not an error
+
+    # -- what the kernel read besides its own text -----------------------------------------
+
+    def _reads_of(self, lowered: Lowered) -> list | None:
+        walker = lowered.walker
+        assert walker is not None
+        return self._reads([name for _, name in walker.globals_read])
+
+    def _reads(self, names: list[str]) -> list | None:
+        described = [(n, self._describe(n)) for n in sorted({*names, *self._helper_names()})]
+        return None if any(d is None for _, d in described) else described
+
+    def _helper_names(self) -> list[str]:
+        """Globals that the kernel's code names, so that helpers count even before a walk."""
+        return [n for n in self.kernel.fn.__code__.co_names if n in self.kernel.fn.__globals__]
+
+    def _describe(self, name: str) -> str | None:
+        value = self.kernel.fn.__globals__.get(name)
+        return _describe(value, 0)
+
+
+def _describe(value: object, depth: int) -> str | None:
+    """A text that changes when what ``value`` means to a kernel changes, or None."""
+    from codegen.ir import DType
+    from tkpy.frontend import Inlined
+    from tkpy.vocabulary.verb import Verb
+
+    if isinstance(value, _PLAIN):
+        return f"{type(value).__name__}:{value!r}"
+    if isinstance(value, tuple) and depth < 4:
+        parts = [_describe(v, depth + 1) for v in value]
+        return None if None in parts else f"tuple:{parts}"
+    if isinstance(value, DType):
+        return f"dtype:{value}"
+    if isinstance(value, Verb):
+        return f"verb:{value.__name__}"
+    if inspect.ismodule(value):
+        return f"module:{value.__name__}"
+    if isinstance(value, type):
+        return f"type:{value.__qualname__}"
+    if isinstance(value, Inlined) and depth < 8:
+        try:
+            text = "".join(inspect.getsourcelines(value.fn)[0])
+        except OSError:
+            return None
+        names = [n for n in value.fn.__code__.co_names if n in value.fn.__globals__]
+        inner = [_describe(value.fn.__globals__[n], depth + 1) for n in names]
+        return None if None in inner else f"function:{text}:{inner}"
+    if callable(value) and not isinstance(value, type):
+        return f"callable:{getattr(value, '__qualname__', '?')}"
+    return None

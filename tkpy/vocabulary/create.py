@@ -1,0 +1,70 @@
+"""Tiles and vectors from nothing."""
+
+from __future__ import annotations
+
+import math
+
+from codegen.ir import Axis, DType, Value, f32, i32
+from codegen.ops.base import IRError
+from tkpy.builder import current
+from tkpy.vocabulary.verb import verb
+
+__all__ = ["full", "iota", "neg_infty", "one", "ones", "pos_infty", "zero", "zeros"]
+
+
+def _axes(shape: tuple) -> tuple[Axis, ...]:
+    if len(shape) == 1 and isinstance(shape[0], list):
+        shape = tuple(shape[0])
+    if not 1 <= len(shape) <= 2:
+        raise IRError(f"a tile has two sides and a vector one, not {len(shape)}")
+    return tuple(current().axis(s) for s in shape)
+
+
+def _filled(shape: tuple, value: object, dtype: DType) -> Value:
+    axes, b = _axes(shape), current()
+    if isinstance(value, Value):
+        return b.op("splat", [value], {"dtype": dtype, "axes": axes})
+    number = float(value) if dtype.is_float else value  # type: ignore[arg-type]
+    return b.op("full", attrs={"value": number, "dtype": dtype, "axes": axes})
+
+
+@verb
+def zeros(*shape, dtype: DType = f32):
+    """A tile (two sides) or vector (one side) of zeros."""
+    return _filled(shape, 0, dtype)
+
+
+@verb
+def ones(*shape, dtype: DType = f32):
+    """A tile or vector of ones."""
+    return _filled(shape, 1, dtype)
+
+
+@verb
+def pos_infty(*shape, dtype: DType = f32):
+    """A tile or vector of +inf."""
+    return _filled(shape, math.inf, dtype)
+
+
+@verb
+def neg_infty(*shape, dtype: DType = f32):
+    """A tile or vector of -inf; the start of a running maximum."""
+    return _filled(shape, -math.inf, dtype)
+
+
+@verb
+def full(shape, value, dtype: DType = f32):
+    """A tile or vector with ``value`` (a number or a scalar) everywhere."""
+    return _filled(shape if isinstance(shape, tuple) else (shape,), value, dtype)
+
+
+@verb
+def iota(side, start=0, *, orient: str | None = None):
+    """The i32 vector ``start, start + 1, ...``; ``orient`` "col" counts rows, "row" columns."""
+    b = current()
+    attrs = {"dtype": i32, "axes": (b.axis(side),), "start": b.index(start), "orient": orient}
+    return b.op("iota", attrs=attrs)
+
+
+#: ThunderKittens' names.
+zero, one = zeros, ones

@@ -1,0 +1,191 @@
+"""Loads and stores. Ragged edges need no care: what lies outside a tensor is dead."""
+
+from __future__ import annotations
+
+import sympy
+
+from codegen.expr import Expr
+from codegen.ir import DType, Value, i32, i64
+from codegen.ops.base import IRError, says
+from tkpy.builder import At, current, what
+from tkpy.vocabulary.index import tensor
+from tkpy.vocabulary.maps import cast
+from tkpy.vocabulary.verb import verb
+
+__all__ = ["gather_rows", "load", "scatter_add_rows", "scatter_rows", "store", "store_add"]
+
+
+def _place(t, coord, shape, axis, until, sides=None) -> dict:
+    """Attributes of an access: see ``codegen.ops.memory``."""
+    b = current()
+    coord = coord if isinstance(coord, tuple) else (coord,)
+    rank = len(t.shape)
+    if len(coord) != rank:
+        raise IRError(
+            f"{t.name} has {rank} dimensions ({_dims(t)}) and {len(coord)} coordinates were given"
+        )
+    widths = [len(s) if isinstance(s, tuple) else 1 for s in shape]
+    if sum(widths) > rank:
+        raise IRError(f"{t.name} has {rank} dimensions, too few for a tile of rank {len(shape)}")
+    which = _tile_dims(t, widths, axis)
+    flat_sides = [s if isinstance(s, tuple) else (s,) for s in shape]
+    numbers = sides or tuple(tuple(b.side(s)[0] for s in group) for group in flat_sides)
+    start: list[Expr] = []
+    side_of = {
+        d: n for dims, ns in zip(which, numbers, strict=True) for d, n in zip(dims, ns, strict=True)
+    }
+    for d, c in enumerate(coord):
+        if isinstance(c, At):
+            start.append(b.norm(c.element))
+        else:
+            e = b.index(c, f"coordinate {d} of {t.name}")
+            start.append(sympy.expand(e * side_of.get(d, 1)))
+    limits = [None] * len(which)
+    if until is not None:
+        if not which:
+            raise IRError("until= bounds the first axis of a tile; a scalar has none")
+        limits[0] = b.index(until, "until")
+    return {
+        "param": t.name,
+        "start": tuple(start),
+        "tile": tuple(which),
+        "sides": tuple(numbers),
+        "limit": tuple(limits),
+        "checks": tuple((True, True) for _ in coord),
+    }
+
+
+def _dims(t) -> str:
+    return " ".join(str(d) for d in t.shape)
+
+
+def _tile_dims(t, widths: list[int], axis: int | None) -> list[tuple[int, ...]]:
+    """Which tensor dimensions each tile axis covers: the last ones, or rows from ``axis``."""
+    rank = len(t.shape)
+    if not widths:
+        return []
+    if axis is None:
+        first = rank - sum(widths)
+        out = []
+        for w in widths:
+            out.append(tuple(range(first, first + w)))
+            first += w
+        return out
+    axis = axis % rank
+    rows = tuple(range(axis, axis + widths[0]))
+    if len(widths) == 1:
+        return [rows]
+    cols = tuple(range(rank - widths[1], rank))
+    if set(rows) & set(cols):
+        raise IRError(f"axis {axis} of {t.name} is its column axis already")
+    return [rows, cols]
+
+
+@verb
+def load(t, coord, shape=(), *, axis: int | None = None, until=None, dtype: DType | None = None):
+    """A tile of tensor ``t`` at ``coord``; a vector for one side, a scalar for none.
+
+    Coordinates of the tile's own axes count tiles, of the others elements; ``tk.at(e)`` counts
+    elements everywhere. The tile covers the last dimensions, or rows along ``axis`` and columns
+    along the last. A side may be a tuple: then several dimensions are flattened into one axis.
+    ``until`` (in elements) ends the first axis before the tensor does. An integer scalar can be
+    used in coordinates, ranges and masks.
+    """
+    b, t = current(), tensor(t)
+    if t.param.role == "out":
+        raise IRError(
+            f"{t.name} is an output and holds nothing yet", "declare it tk.InOut to read it"
+        )
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    if len(shape) > 2:
+        raise IRError(f"a tile has at most two sides, not {len(shape)}")
+    op = b.emit("load", attrs=_place(t, coord, shape, axis, until))
+    value = op.result
+    if not shape and t.dtype in (i32, i64):
+        low, high = b.conditions.get(t.name, (None, None))
+        name = b.targets[0] if len(b.targets) == 1 else t.name
+        value.symbol = b.new_symbol(name, low, high)
+        return value.symbol
+    return value if dtype is None else cast.lower(value, dtype)
+
+
+def _store(kind: str, t, x, coord, axis, until) -> None:
+    b, t = current(), tensor(t)
+    if not isinstance(x, Value):
+        x = b.value(x, t.dtype)
+    b.stored.add(t.name)
+    if x.type.rank == 0:
+        b.emit(kind, [x], _place(t, coord, (), axis, None))
+        return
+    sides = tuple(tuple(f.side for f in a.factors) for a in x.type.axes)
+    shape = tuple(s if len(s) > 1 else s[0] for s in sides)
+    if not t.dtype.is_float and x.type.dtype.is_float:
+        raise IRError(
+            f"{says(x, 'the value')} and {t.name} holds {t.dtype}",
+            f"round it as you mean it: tk.cast(x, tk.{t.dtype})",
+        )
+    b.emit(kind, [x], _place(t, coord, shape, axis, until, sides))
+
+
+@verb
+def store(t, x, coord, *, axis: int | None = None, until=None):
+    """Writes the live elements of ``x`` that lie inside ``t``, converted to its dtype."""
+    _store("store", t, x, coord, axis, until)
+
+
+@verb
+def store_add(t, x, coord, *, axis: int | None = None, until=None):
+    """Adds ``x`` to ``t`` atomically (f32, i32, i64). The order of additions is not fixed."""
+    _store("store_add", t, x, coord, axis, until)
+
+
+def _rows_place(t, coord, cols, row_axis: int) -> dict:
+    b = current()
+    coord = tuple(0 if c is None else c for c in (coord if isinstance(coord, tuple) else (coord,)))
+    if len(t.shape) < 2:
+        raise IRError(f"{t.name} has one dimension; rows are chosen from two or more")
+    attrs = _place(t, coord, (cols,), None, None)
+    d = row_axis % len(t.shape)
+    if d in attrs["tile"][0]:
+        raise IRError(f"axis {row_axis} of {t.name} is its column axis")
+    start = list(attrs["start"])
+    start[d] = sympy.Integer(0)
+    checks = list(attrs["checks"])
+    checks[d] = (False, False)
+    del b
+    return {**attrs, "start": tuple(start), "checks": tuple(checks), "row_dim": d}
+
+
+@verb
+def gather_rows(t, rows, coord, cols, *, axis: int = -2):
+    """The tile whose i-th row is row ``rows[i]`` of ``t`` along ``axis``, ``cols`` columns wide.
+
+    ``coord`` has an entry a dimension; the one of ``axis`` is ignored (None reads well). A row
+    outside the tensor reads as zeros.
+    """
+    b, t = current(), tensor(t)
+    if not isinstance(rows, Value):
+        raise IRError(f"rows are chosen by an integer vector, not {what(rows)}")
+    return b.op("gather_rows", [rows], _rows_place(t, coord, cols, axis))
+
+
+def _scatter(kind: str, t, x, rows, coord, axis: int) -> None:
+    b, t = current(), tensor(t)
+    if not isinstance(x, Value) or x.type.rank != 2:
+        raise IRError(f"{what(x)} is not a tile")
+    b.stored.add(t.name)
+    cols = tuple(f.side for f in x.type.axes[1].factors)
+    attrs = _rows_place(t, coord, cols if len(cols) > 1 else cols[0], axis)
+    b.emit(kind, [x, rows], attrs)
+
+
+@verb
+def scatter_rows(t, x, rows, coord, *, axis: int = -2):
+    """Writes the i-th row of ``x`` to row ``rows[i]`` of ``t``; rows must differ."""
+    _scatter("scatter_rows", t, x, rows, coord, axis)
+
+
+@verb
+def scatter_add_rows(t, x, rows, coord, *, axis: int = -2):
+    """Adds the i-th row of ``x`` to row ``rows[i]`` of ``t`` atomically (f32)."""
+    _scatter("scatter_add_rows", t, x, rows, coord, axis)

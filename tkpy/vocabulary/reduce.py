@@ -1,0 +1,125 @@
+"""Reductions and scans over the live elements of tiles and vectors."""
+
+from __future__ import annotations
+
+from codegen.ir import Value
+from codegen.ops.base import IRError, says
+from tkpy.builder import current
+from tkpy.vocabulary.verb import Verb, verb
+
+__all__ = [
+    "argmax", "argmin", "col_argmax", "col_argmin", "col_max", "col_min", "col_prod", "col_sum",
+    "cumprod", "cumsum", "max", "min", "prod", "row_argmax", "row_argmin", "row_max", "row_min",
+    "row_prod", "row_sum", "sum",
+]  # fmt: skip
+
+_COMBINE = {"sum": "add", "max": "max", "min": "min", "prod": "mul"}
+
+
+def _tile(x: object) -> Value:
+    if not isinstance(x, Value) or x.type.rank != 2:
+        raise IRError(f"{says(x, 'the operand') if isinstance(x, Value) else repr(x)}, not a tile")
+    return x
+
+
+def _reduce(x, op: str, axis: int, acc=None):
+    total = current().op("reduce", [x], {"op": op, "axis": axis})
+    return total if acc is None else current().map(_COMBINE[op], acc, total)
+
+
+def _along(name: str, op: str, axis: int) -> Verb:
+    def lower(x, acc=None):
+        return _reduce(_tile(x), op, axis, acc)
+
+    lower.__name__ = name
+    what, vec = ("row", "col_vec") if axis == 1 else ("column", "row_vec")
+    ignored = "; NaN is ignored" if op in ("max", "min") else ""
+    lower.__doc__ = (
+        f"{op} of every {what}'s live elements, a {vec}; folded into the vector ``acc`` if one "
+        f"is given{ignored}."
+    )
+    return verb(lower)
+
+
+row_sum, row_max = _along("row_sum", "sum", 1), _along("row_max", "max", 1)
+row_min, row_prod = _along("row_min", "min", 1), _along("row_prod", "prod", 1)
+col_sum, col_max = _along("col_sum", "sum", 0), _along("col_max", "max", 0)
+col_min, col_prod = _along("col_min", "min", 0), _along("col_prod", "prod", 0)
+
+
+def _position(name: str, op: str, axis: int) -> Verb:
+    def lower(x):
+        return current().op("argreduce", [_tile(x)], {"op": op, "axis": axis})
+
+    lower.__name__ = name
+    what = "row" if axis == 1 else "column"
+    lower.__doc__ = f"Position (i32) of every {what}'s {op}imum; of equals the first."
+    return verb(lower)
+
+
+row_argmax, row_argmin = _position("row_argmax", "max", 1), _position("row_argmin", "min", 1)
+col_argmax, col_argmin = _position("col_argmax", "max", 0), _position("col_argmin", "min", 0)
+
+
+def _axis_of(x, axis, name: str) -> int:
+    if not isinstance(x, Value) or not x.type.rank:
+        raise IRError(f"tk.{name} of {x!r}: takes a tile or a vector")
+    if x.type.rank == 1:
+        if axis not in (None, 0, -1):
+            raise IRError(f"{says(x, 'the operand')} has no axis {axis}")
+        return 0
+    if axis is None:
+        raise IRError(
+            f"{says(x, 'the operand')}: along which axis?",
+            f"tk.{name}(x, axis=1) reduces rows to a col_vec, axis=0 columns to a row_vec",
+        )
+    if axis not in (0, 1, -1):
+        raise IRError(f"{says(x, 'the operand')} has no axis {axis}")
+    return axis % 2
+
+
+def _general(name: str, op: str) -> Verb:
+    def lower(x, other=None, *, axis=None):
+        if other is not None or not isinstance(x, Value):
+            if op not in ("max", "min"):
+                raise IRError(f"tk.{name} of two operands is tk.{_COMBINE[op]}")
+            return current().map(op, x, other)
+        return _reduce(x, op, _axis_of(x, axis, name))
+
+    lower.__name__ = name
+    two = " With two operands: elementwise." if op in ("max", "min") else ""
+    lower.__doc__ = (
+        f"{op} of a vector (a scalar), or of a tile along ``axis`` (a vector), as in PyTorch.{two}"
+    )
+    return verb(lower)
+
+
+sum, prod = _general("sum", "sum"), _general("prod", "prod")
+max, min = _general("max", "max"), _general("min", "min")
+
+
+def _arg(name: str, op: str) -> Verb:
+    def lower(x, axis=None):
+        return current().op("argreduce", [x], {"op": op, "axis": _axis_of(x, axis, name)})
+
+    lower.__name__ = name
+    lower.__doc__ = f"Position (i32) of the {op}imum of a vector, or of a tile along ``axis``."
+    return verb(lower)
+
+
+argmax, argmin = _arg("argmax", "max"), _arg("argmin", "min")
+
+
+def _scan(name: str, op: str) -> Verb:
+    def lower(x, axis=None, *, reverse: bool = False):
+        attrs = {"op": op, "axis": _axis_of(x, axis, name), "reverse": reverse}
+        return current().op("scan", [x], attrs)
+
+    lower.__name__ = name
+    lower.__doc__ = (
+        f"Running {op} of a vector or of a tile along ``axis``, from the end if ``reverse``."
+    )
+    return verb(lower)
+
+
+cumsum, cumprod = _scan("cumsum", "sum"), _scan("cumprod", "prod")

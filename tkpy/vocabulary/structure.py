@@ -1,0 +1,66 @@
+"""Shape: transpose, subtile, concat, row-wise outer products, and what dead elements hold."""
+
+from __future__ import annotations
+
+from codegen.expr import as_int
+from codegen.ir import Value
+from codegen.ops.base import IRError, says
+from tkpy.builder import At, current, what
+from tkpy.vocabulary.verb import verb
+
+__all__ = ["concat", "fill_dead", "row_outer", "subtile", "transpose"]
+
+
+@verb
+def transpose(x):
+    """The CxR tile of an RxC one."""
+    return current().op("transpose", [x])
+
+
+@verb
+def subtile(x, shape, coord):
+    """The part of ``x`` of ``shape`` at ``coord``, in tiles of that shape (``tk.at`` for elements).
+
+    ``tk.subtile(x, (16, 64), (2, 0))`` is rows 32 to 47 and columns 0 to 63.
+    """
+    b = current()
+    if not isinstance(x, Value) or x.type.rank == 0:
+        raise IRError(f"{x!r} has no subtiles")
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    coord = coord if isinstance(coord, tuple) else (coord,)
+    if len(shape) != x.type.rank or len(coord) != x.type.rank:
+        raise IRError(f"{says(x, 'the operand')}: give {x.type.rank} sides and coordinates")
+    for axis, (s, c) in enumerate(zip(shape, coord, strict=True)):
+        side, _ = b.side(s)
+        start = b.index(c.element if isinstance(c, At) else b.index(c) * side)
+        x = part(x, axis, start, side)
+    return x
+
+
+def part(x: Value, axis: int, start, side: int) -> Value:
+    if as_int(start) == 0 and side == x.type.shape[axis]:
+        return x
+    return current().op("subtile", [x], {"axis": axis, "start": start, "side": side})
+
+
+@verb
+def concat(a, b, axis: int = -1):
+    """``a`` and then ``b`` along ``axis``: their live elements, without a gap."""
+    if not isinstance(a, Value) or not isinstance(b, Value):
+        raise IRError("concat takes two tiles or two vectors")
+    return current().op("concat", [a, b], {"axis": axis % a.type.rank if a.type.rank else 0})
+
+
+@verb
+def row_outer(a, b):
+    """Row by row the outer product, flattened: RxA and RxB give Rx(A*B), a's index slow."""
+    return current().op("row_outer", [a, b])
+
+
+@verb
+def fill_dead(x, value):
+    """``x`` with ``value`` in its dead elements, which thereby become live."""
+    if not isinstance(x, Value) or not x.type.rank:
+        raise IRError(f"{what(x)} has no dead elements")
+    attrs = {"value": float(value), "alive": True, "axes": tuple(range(x.type.rank))}
+    return current().op("fill_dead", [x], attrs)
