@@ -464,34 +464,9 @@ def _bind_libdevice() -> None:
     libdevice.__dict__["isinf"] = lambda x: tl.abs(x) == float("inf")
 
 
-def _share_shapes() -> None:
-    """Build the shape of each tile type once: it is half the time of a small operation."""
-    block_init = core.block_type.__init__
-    types: dict[Any, dict[str, Any]] = {}
-    shapes: dict[Any, tuple[Any, Any]] = {}
-
-    def init_block(self: Any, element_ty: Any, shape: Any) -> None:
-        key = (element_ty.name, *(s.value if isinstance(s, core.constexpr) else s for s in shape))
-        if key not in types:
-            block_init(self, element_ty, shape)
-            types[key] = vars(self).copy()
-        vars(self).update(types[key])
-
-    def init_tensor(self: Any, handle: Any, type: Any) -> None:
-        if type.name not in shapes:
-            sizes = [core.constexpr(s) for s in type.shape] if type.is_block() else []
-            total = int(np.prod([s.value for s in sizes], dtype=np.int64))
-            shapes[type.name] = core.constexpr(total), core.tuple(sizes)
-        self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.numel, self.shape = shapes[type.name]
-
-    core.block_type.__init__, core.tensor.__init__ = init_block, init_tensor
-    interpreter._get_np_dtype = _np_dtype
-    TensorHandle.__post_init__ = lambda self: None  # a check of numpy's item size
-
-
 semantic = interpreter.interpreter_semantic
-_share_shapes()
+interpreter._get_np_dtype = _np_dtype
+TensorHandle.__post_init__ = lambda self: None  # a check of numpy's item size, at every result
 for _owner in (core, core.tensor, core.tensor_descriptor_base, tl.math, tl):
     _bind_builtins(_owner)
 # numpy needs no second type system; and unlike MLIR it knows signed from unsigned.

@@ -86,7 +86,7 @@ def test_counting_reads_instructions_and_nothing_else():
 
 
 def test_spills_are_what_ptxas_says(tmp_path):
-    compiled = example.attention("sm_80", 64, 128, 64, 4, 2)  # too much for 128 threads
+    compiled = example.attention("sm_80", 128, 64, 64, 2, 2)  # too much for 64 threads
     (tmp_path / "kernel.ptx").write_text(compiled.assembly)
     log = subprocess.run(
         [find_tool("ptxas"), "-v", "--gpu-name=sm_80", "kernel.ptx", "-o", "kernel.cubin"],

@@ -388,10 +388,12 @@ def test_scans(axis, reverse):
     torch.testing.assert_close(got.double(), flip(expected), rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_scan_rounds_no_worse_than_fp32_then_bf16():
+def test_bf16_scan_is_at_least_as_good_as_bf16_addition():
+    # Triton up to 3.8 computes it in fp32, later ones in bf16.
     x = values(16 * 64, torch.bfloat16, positive=True).view(16, 64)
     got, _ = rows("tl.store(o_ptr + at, tl.cumsum(x, 1))", x, (16, 64))
-    close(got, x.double().cumsum(1), 64)
+    exact = x.double().cumsum(1)
+    assert ((got - exact).abs() <= 8 * torch.finfo(torch.bfloat16).eps * exact).all()
 
 
 # --- shapes ---------------------------------------------------------------------------------------
