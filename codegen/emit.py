@@ -362,9 +362,9 @@ class Printer:
                 covered.add(sympy.expand(limit - starts[k]))
             f = axis.factors[k]
             bounds = [b for b in f.bounds if b not in covered]
-            if f.side < f.block and not any(b.is_Integer for b in bounds):
-                if not (high and _reaches(param.dims[d] - starts[k], f.side)):
-                    bounds.append(sympy.Integer(f.side))
+            padded = f.side < f.block and not any(b.is_Integer for b in bounds)
+            if padded and not (high and _reaches(param.dims[d] - starts[k], f.side)):
+                bounds.append(sympy.Integer(f.side))
             for b in bounds:
                 if high and sympy.expand(b + starts[k]) == param.dims[d]:
                     continue

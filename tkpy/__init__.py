@@ -8,11 +8,24 @@ def scale(x: tk.Global["N D"], y: tk.Out["N D"], factor: tk.f32):
     tk.store(y, tk.load(x, (i, 0), shape=(64, "D")) * factor, (i, 0))
 """
 
-from codegen.ir import bf16, bool_, f16, f32, i8, i16, i32, i64, u8
-from tkpy.errors import CallError, CompileError, TkError
+from codegen.ir import bf16 as bf16
+from codegen.ir import bool_ as bool_
+from codegen.ir import f16 as f16
+from codegen.ir import f32 as f32
+from codegen.ir import i8 as i8
+from codegen.ir import i16 as i16
+from codegen.ir import i32 as i32
+from codegen.ir import i64 as i64
+from codegen.ir import u8 as u8
+from tkpy.errors import CallError as CallError
+from tkpy.errors import CompileError as CompileError
+from tkpy.errors import TkError as TkError
 from tkpy.frontend import Inlined as _Inlined
-from tkpy.kernel import Kernel, kernel
-from tkpy.signature import Global, InOut, Out
+from tkpy.kernel import Kernel as Kernel
+from tkpy.kernel import kernel as kernel
+from tkpy.signature import Global as Global
+from tkpy.signature import InOut as InOut
+from tkpy.signature import Out as Out
 from tkpy.vocabulary import *  # noqa: F403
 
 

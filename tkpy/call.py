@@ -40,7 +40,7 @@ class Call:
     sizes: dict[str, int] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     wanted: list[Parameter] = field(default_factory=list)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def unit(self) -> bool:

@@ -7,6 +7,7 @@ function it inlined; if one of them has changed the entry does not count.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -118,10 +119,9 @@ class VariantStore:
 
     def _write(self, path: Path | None, entry: dict) -> None:
         if path is not None and entry["reads"] is not None:
-            try:
+            # A cache that cannot be written is a slower start, not an error.
+            with contextlib.suppress(OSError):
                 write_atomic(path, json.dumps(entry))
-            except OSError:
-                pass  # a cache that cannot be written is a slower start, not an error
 
     # -- what the kernel read besides its own text -----------------------------------------
 

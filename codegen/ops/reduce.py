@@ -71,7 +71,7 @@ def _emit_arg(e, op: Op) -> Text:
 
 
 def _numpy_reduce(op: Op, x):
-    fill, _, function = KINDS[op.attrs["op"]]
+    function = KINDS[op.attrs["op"]][2]
     if x.shape[op.attrs["axis"]] == 0:
         shape = tuple(n for k, n in enumerate(x.shape) if k != op.attrs["axis"])
         return np.full(shape, _neutral_value(op, op.attrs["op"]), x.dtype)

@@ -18,7 +18,7 @@ from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol
 from codegen.ir import Function, Op, Region, Value, loop_parts
 from codegen.ops.mask import COL, ROW
 from codegen.passes.bounds import margin_of
-from codegen.rewrite import clone, replace_uses
+from codegen.rewrite import clone
 
 
 def split_ragged(fn: Function) -> None:
@@ -99,7 +99,7 @@ def _thresholds(fn: Function, body: Region, index: Symbol) -> list[Expr]:
 
 
 def _solve(margin: Expr, index: Symbol) -> set[Expr]:
-    """``{t}`` such that ``margin >= 0`` exactly for ``index < t``; empty if it is not of that kind."""
+    """``{t}`` such that ``margin >= 0`` exactly for ``index < t``, or nothing if there is no t."""
     margin = sympy.expand(margin)
     if not margin.has(index) or not margin.is_polynomial(index):
         return set()
@@ -110,6 +110,3 @@ def _solve(margin: Expr, index: Symbol) -> set[Expr]:
     if rest.has(index):
         return set()
     return {FloorDiv(rest, -slope) + 1}
-
-
-__all__ = ["replace_uses", "split_ragged"]

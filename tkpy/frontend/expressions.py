@@ -1,0 +1,404 @@
+"""Expressions: names, operators on tiles and on indices, slices, conditions."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import operator
+from collections.abc import Callable
+
+import sympy
+
+from codegen.expr import And, Boolean, Expr, Not, Or, as_int, is_index
+from codegen.ir import DType, Value, f32
+from codegen.ops.base import IRError
+from tkpy.builder import TensorRef, what
+from tkpy.errors import NeedStatic
+from tkpy.frontend.source import Undefined
+from tkpy.frontend.syntax import (
+    COMPARISONS,
+    INSTEAD,
+    OPERATORS,
+    assigned,
+    closest,
+    sign,
+    sign_of,
+    words,
+)
+from tkpy.vocabulary.structure import part
+from tkpy.vocabulary.verb import VERBS
+
+#: Verbs that tiles also have as methods, as PyTorch's tensors do.
+METHODS = ("abs", "exp", "sqrt", "transpose")
+
+
+class Local:
+    """A callable that the walker made: a lambda of the author's, a bound method of a tile."""
+
+    def __init__(self, call: Callable):
+        self.call = call
+
+    def __call__(self, *args, **kwargs):
+        return self.call(*args, **kwargs)
+
+
+class Expressions:
+    """The expression half of the walker."""
+
+    def eval(self, node: ast.expr) -> object:
+        method = getattr(self, f"on_{type(node).__name__}", None)
+        if method is None:
+            raise self.error(
+                node,
+                f"`{words(node)}` is not part of the language",
+                INSTEAD.get(type(node).__name__, ""),
+            )
+        return method(node)
+
+    def on_Constant(self, node: ast.Constant) -> object:
+        return node.value
+
+    def on_Name(self, node: ast.Name) -> object:
+        name = node.id
+        if name in self.f.env:
+            value = self.f.env[name]
+            if isinstance(value, Undefined):
+                raise self.error(
+                    node,
+                    f"{name} is used before it is defined here: {value.why}",
+                    f"assign {name} before, on every way to this line",
+                )
+            return value
+        if name in self.f.outer:
+            value = self.f.outer[name]
+            self.globals_read[(self.f.source.file, name)] = value
+            return value
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        if name in assigned(self.f.source.tree.body):
+            raise self.error(node, f"{name} is used before it is defined")
+        hint = closest(name, [*self.f.env, *self.f.outer])
+        raise self.error(node, f"unknown name {name}", f"did you mean {hint}?" if hint else "")
+
+    def on_Tuple(self, node: ast.Tuple) -> tuple:
+        return tuple(self.eval(x) for x in node.elts)
+
+    def on_List(self, node: ast.List) -> list:
+        return [self.eval(x) for x in node.elts]
+
+    def on_Lambda(self, node: ast.Lambda) -> Callable:
+        frame = self.f
+        names = [a.arg for a in node.args.args]
+
+        def call(*values):
+            outer, self.f = self.f, frame
+            saved = dict(frame.env)
+            frame.env.update(zip(names, values, strict=True))
+            try:
+                return self.eval(node.body)
+            finally:
+                frame.env, self.f = saved, outer
+
+        return Local(call)
+
+    def on_JoinedStr(self, node: ast.JoinedStr) -> str:
+        return "".join(
+            str(p.value) if isinstance(p, ast.Constant) else str(self.eval(p.value))
+            for p in node.values
+        )
+
+    def on_Attribute(self, node: ast.Attribute) -> object:
+        base = self.eval(node.value)
+        name = node.attr
+        if isinstance(base, Value):
+            return self._tile_attribute(node, base, name)
+        if isinstance(base, TensorRef | DType):
+            if name in ("dtype", "shape", "name", "bits", "is_float"):
+                return getattr(base, name)
+            raise self.error(
+                node,
+                f"{what(base)} has no attribute {name}",
+                "tensors have .dtype and .shape; tk.load gives a tile",
+            )
+        if isinstance(base, Expr):
+            raise self.error(node, f"an index has no attribute {name}")
+        try:
+            return getattr(base, name)
+        except AttributeError:
+            hint = closest(name, dir(base))
+            where = getattr(base, "__name__", type(base).__name__)
+            raise self.error(
+                node, f"{where} has no {name}", f"did you mean {hint}?" if hint else ""
+            ) from None
+
+    def _tile_attribute(self, node, base: Value, name: str) -> object:
+        if name == "dtype":
+            return base.type.dtype
+        if name == "shape":
+            return base.type.shape
+        if name == "T":
+            return self.guard(node, "transpose", lambda: VERBS["transpose"].lower(base))
+        if name in ("to", *(METHODS)):
+            target = "cast" if name == "to" else name
+            return Local(lambda *a, **k: VERBS[target].lower(base, *a, **k))
+        raise self.error(
+            node,
+            f"{what(base)} has no attribute {name}",
+            f"tiles have .dtype, .shape, .T, .to(dtype); "
+            f"did you mean tk.{closest(name, VERBS) or name}(...)?",
+        )
+
+    def on_Subscript(self, node: ast.Subscript) -> object:
+        base = self.eval(node.value)
+        if isinstance(base, Value):
+            return self.guard(node, "subtile", lambda: self._slice(node, base))
+        key = self.eval(node.slice)
+        number = as_int(self.b.norm(key)) if is_index(key) else None
+        key = number if number is not None else key
+        if isinstance(base, TensorRef):
+            raise self.error(
+                node,
+                f"{base.name} is a tensor in global memory",
+                f"tk.load({base.name}, coord, shape=...)",
+            )
+        try:
+            return base[key]  # type: ignore[index]
+        except (TypeError, IndexError, KeyError) as e:
+            raise self.error(node, f"{what(base)}[{what(key)}]: {e}") from None
+
+    def on_Slice(self, node: ast.Slice) -> slice:
+        pick = [
+            self.eval(x) if x is not None else None for x in (node.lower, node.upper, node.step)
+        ]
+        return slice(*pick)
+
+    def _slice(self, node: ast.Subscript, base: Value) -> Value:
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if len(parts) > base.type.rank:
+            raise IRError(f"{what(base)} has {base.type.rank} axes")
+        for axis, p in enumerate(parts):
+            if not isinstance(p, ast.Slice) or p.step is not None:
+                raise IRError("tiles are sliced with start:stop", "tk.subtile(x, shape, coord)")
+            side = base.type.shape[axis]
+            low = self.b.index(self.eval(p.lower)) if p.lower else sympy.Integer(0)
+            high = self.b.index(self.eval(p.upper)) if p.upper else sympy.Integer(side)
+            length = as_int(sympy.expand(high - low))
+            if length is None or length <= 0 or length % 16:
+                raise IRError(
+                    f"the slice has {high - low} elements, not a multiple of 16",
+                    "slices of tiles are tiles",
+                )
+            base = part(base, axis, low, length)
+        return base
+
+    def on_BinOp(self, node: ast.BinOp) -> object:
+        return self.binary(node, node.op, self.eval(node.left), self.eval(node.right))
+
+    def binary(self, node: ast.AST, op: ast.operator, a: object, b: object) -> object:
+        kind, plain = OPERATORS[type(op)]
+        if isinstance(a, Value) or isinstance(b, Value):
+            return self.guard(node, sign(op), lambda: self._tile_binary(node, kind, a, b))
+        if is_index(a) and is_index(b):
+            return self._index_binary(node, kind, plain, a, b)
+        if isinstance(a, Expr) or isinstance(b, Expr):
+            return self.guard(node, sign(op), lambda: self._tile_binary(node, kind, a, b))
+        if isinstance(a, TensorRef) or isinstance(b, TensorRef):
+            t = a if isinstance(a, TensorRef) else b
+            raise self.error(
+                node,
+                f"{t.name} is a tensor in global memory, not a tile",
+                f"tk.load({t.name}, coord, shape=...)",
+                sign(op),
+            )
+        if plain is None:
+            raise self.error(node, f"{what(a)} @ {what(b)}: matrix products take two tiles")
+        if isinstance(op, ast.FloorDiv | ast.Mod):
+            plain = operator.floordiv if isinstance(op, ast.FloorDiv) else operator.mod
+        try:
+            return plain(a, b)
+        except Exception as e:
+            raise self.error(node, f"{what(a)} {sign(op)} {what(b)}: {e}") from None
+
+    def _index_binary(self, node, kind, plain, a, b) -> object:
+        fixed = (as_int(self.b.norm(a)), as_int(self.b.norm(b)))
+        if kind == "div":
+            if None in fixed:
+                return self.guard(
+                    node, "/", lambda: self.b.map("div", self._float(a), self._float(b))
+                )
+            if fixed[1] == 0:
+                raise self.error(node, "division by zero")
+            return fixed[0] / fixed[1]
+        if kind in ("floordiv", "mod"):
+            if fixed[1] is not None and fixed[1] <= 0:
+                raise self.error(
+                    node, f"{sign_of(kind)} by {fixed[1]}: the divisor must be positive"
+                )
+            if None not in fixed and isinstance(a, int) and isinstance(b, int):
+                return a // b if kind == "floordiv" else a % b
+        if kind == "pow" and (fixed[1] is None or fixed[1] < 0):
+            if None in fixed:
+                names = {s.name for x in (a, b) if isinstance(x, Expr) for s in x.free_symbols}
+                if names <= {s.name for s in self.b.fn.dims}:
+                    raise NeedStatic(names)
+                raise self.error(node, "a power of run-time integers is not an index")
+            return float(fixed[0]) ** fixed[1]
+        if kind in ("and", "or", "xor", "shl", "shr"):
+            if None in fixed:
+                raise self.error(node, f"{sign_of(kind)} needs constants or tiles here")
+            return plain(*fixed)
+        if kind == "mma":
+            raise self.error(node, "matrix products take two tiles", verb="@")
+        return plain(a, b)
+
+    def _float(self, x) -> Value:
+        v = self.b.value(x, f32)
+        return v if v.type.dtype.is_float else self.b.op("cast", [v], {"dtype": f32})
+
+    def _tile_binary(self, node, kind: str, a: object, b: object) -> Value:
+        if kind == "mma":
+            return VERBS["mm_AB"].lower(a, b)
+        if kind == "pow":
+            n = as_int(b) if is_index(b) else None
+            if n == 2:
+                return self.b.map("mul", a, a)
+            if b == 0.5:
+                return self.b.map("sqrt", a)
+            if b == -0.5:
+                return self.b.map("rsqrt", a)
+            if n is not None and 2 < n <= 8:
+                out = a
+                for _ in range(n - 1):
+                    out = self.b.map("mul", out, a)
+                return out
+            raise IRError(f"the power {what(b)} is not known", "tk.exp2(y * tk.log2(x))")
+        if kind in ("shl", "shr"):
+            raise IRError("shifts of tiles are not part of the language yet")
+        # c + a @ b accumulates in the product itself.
+        for x, y in ((a, b), (b, a)):
+            if (
+                kind == "add"
+                and isinstance(x, Value)
+                and isinstance(y, Value)
+                and y.op is not None
+                and y.op.kind == "mma"
+                and len(y.op.operands) == 2
+                and not y.hint
+                and x.type.like(axes=()) == y.type.like(axes=())
+                and x.type.shape == y.type.shape
+                and y.op in self.b.regions[-1].ops
+            ):
+                self.b.regions[-1].ops.remove(y.op)
+                return self.b.op("mma", [*y.op.operands, x], y.op.attrs)
+        return self.b.map(kind, a, b)
+
+    def on_UnaryOp(self, node: ast.UnaryOp) -> object:
+        x = self.eval(node.operand)
+        if isinstance(node.op, ast.Not):
+            known = self.truth(node.operand, x)
+            if known is not None:
+                return not known
+            if isinstance(x, Boolean):
+                return Not(x)
+            return self.guard(node, "not", lambda: self.b.map("invert", x))
+        if isinstance(x, Value):
+            kind = {ast.USub: "neg", ast.Invert: "invert"}.get(type(node.op))
+            return x if kind is None else self.guard(node, kind, lambda: self.b.map(kind, x))
+        if isinstance(x, TensorRef):
+            raise self.error(node, f"{x.name} is a tensor in global memory, not a tile")
+        return {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}[
+            type(node.op)
+        ](x)
+
+    def on_Compare(self, node: ast.Compare) -> object:
+        sides = [self.eval(x) for x in (node.left, *node.comparators)]
+        out: object = None
+        for op, a, b in zip(node.ops, sides, sides[1:], strict=False):
+            one = self._compare(node, op, a, b)
+            out = one if out is None else self._both(node, out, one)
+        return out
+
+    def _compare(self, node, op, a, b) -> object:
+        if isinstance(op, ast.Is | ast.IsNot):
+            same = a is b or (a is None and b is None)
+            return same if isinstance(op, ast.Is) else not same
+        if isinstance(op, ast.In | ast.NotIn):
+            inside = a in b  # type: ignore[operator]
+            return inside if isinstance(op, ast.In) else not inside
+        kind, plain, relation = COMPARISONS[type(op)]
+        if isinstance(a, Value) or isinstance(b, Value):
+            return self.guard(node, kind, lambda: self.b.map(kind, a, b))
+        if is_index(a) and is_index(b):
+            a, b = self.b.norm(a), self.b.norm(b)
+            facts = self.b.fn.facts
+            margins = {"lt": b - a - 1, "le": b - a, "gt": a - b - 1, "ge": a - b}
+            if kind in margins:
+                if facts.nonnegative(margins[kind]):
+                    return True
+                if facts.nonnegative(-margins[kind] - 1):
+                    return False
+            decided = relation(a, b)
+            return bool(decided) if decided in (sympy.true, sympy.false) else decided
+        return plain(a, b)
+
+    def _both(self, node, a, b) -> object:
+        if isinstance(a, Value) or isinstance(b, Value):
+            return self.guard(node, "and", lambda: self.b.map("and", a, b))
+        if isinstance(a, bool) and isinstance(b, bool):
+            return a and b
+        return And(a, b)
+
+    def on_BoolOp(self, node: ast.BoolOp) -> object:
+        is_and = isinstance(node.op, ast.And)
+        out: object = None
+        for x in node.values:
+            value = self.eval(x)
+            known = self.truth(x, value)
+            if known is not None and known != is_and:
+                return value
+            if known is not None:
+                out = value if out is None else out
+                continue
+            if isinstance(value, Value):
+                raise self.error(node, "`and` and `or` on tiles", "use & and | on bool tiles")
+            out = (
+                value
+                if out is None or out is True or out is False or not isinstance(out, Boolean)
+                else (And if is_and else Or)(out, value)
+            )
+        return out
+
+    def on_IfExp(self, node: ast.IfExp) -> object:
+        test = self.eval(node.test)
+        known = self.truth(node.test, test)
+        if known is not None:
+            return self.eval(node.body if known else node.orelse)
+        a, b = self.eval(node.body), self.eval(node.orelse)
+        if not isinstance(a, Value) and not isinstance(b, Value):
+            raise self.error(
+                node,
+                f"{what(a)} or {what(b)}, decided at run time",
+                "use min or max on indices, or an `if` statement",
+            )
+        return self.guard(node, "if", lambda: self.b.map("where", self.b.value(test), a, b))
+
+    def truth(self, node: ast.AST, x: object) -> bool | None:
+        """What ``x`` is known to be as a condition, or None if only the running kernel knows."""
+        if isinstance(x, Value):
+            if x.type.rank:
+                raise self.error(
+                    node,
+                    f"{what(x)} is not one truth value",
+                    "tk.where picks by element; tk.max(x) > 0 asks for any",
+                )
+            return None
+        if isinstance(x, TensorRef):
+            return True  # `if bias:` asks whether it was given
+        if isinstance(x, Boolean) and x not in (sympy.true, sympy.false):
+            return None
+        if isinstance(x, Expr):
+            n = as_int(self.b.norm(x))
+            if n is None:
+                raise self.error(node, f"{x} as a condition", "compare it: x > 0")
+            return bool(n)
+        return bool(x)
