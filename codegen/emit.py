@@ -659,6 +659,15 @@ def stride_name(param, d: int) -> str:
     return f"stride_{param.name}_{tail}"
 
 
+#: Elements that a stride is a multiple of in an aligned variant.
+ALIGNMENT = 16
+
+
+def aligned_name(stride: str) -> str:
+    """The argument that holds ``stride / 16``."""
+    return stride.replace("stride_", "stride16_", 1)
+
+
 @dataclass(frozen=True)
 class Emitted:
     """``source`` of the jitted function and its helpers; ``arguments`` in order of the call."""
@@ -680,10 +689,15 @@ def emit(fn: Function, poison: bool = False) -> Emitted:
         if p.role != "scalar":
             numbers += [stride_name(p, d) for d in range(len(p.dims))]
     numbers = [n for n in numbers if n in used]
+    strides = [n for n in numbers if n.startswith("stride_")]
     if fn.wide:
         # Sizes that need 64 bits: make every product of an index and a stride a 64-bit one.
-        strides = [n for n in numbers if n.startswith("stride_")]
         lines = [f"{n} = {n}.to(tl.int64)" for n in strides] + lines
+    if fn.aligned:
+        # The launcher divides: Triton sees from the product that the stride is a multiple of 16,
+        # which is what wide and asynchronous copies need, without compiling for every value.
+        lines = [f"{n} = {aligned_name(n)} * {ALIGNMENT}" for n in strides] + lines
+        numbers = [aligned_name(n) if n in strides else n for n in numbers]
     kernel = f"{fn.name}_kernel"
     out = [helpers.SOURCES[h] for h in sorted(printer.helpers_used)]
     decorator = "@triton.jit"

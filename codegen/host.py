@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from codegen.emit import Emitted, filled, stride_name
+from codegen.emit import ALIGNMENT, Emitted, aligned_name, filled, stride_name
 from codegen.expr import Expr, Symbol, text
 from codegen.ir import Function, Param
 
@@ -63,10 +63,10 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     for name in emitted.arguments:
         stride = next(
             (
-                f"{p.name}.stride({d})"
+                f"{p.name}.stride({d})" + (f" // {ALIGNMENT}" if name != stride_name(p, d) else "")
                 for p in tensors
                 for d in range(len(p.dims))
-                if stride_name(p, d) == name
+                if name in (stride_name(p, d), aligned_name(stride_name(p, d)))
             ),
             None,
         )

@@ -307,7 +307,8 @@ class Function:
     """A kernel in tile IR, of one variant: dtypes, constants and static dimensions are settled.
 
     ``dims`` names the run-time dimensions; ``grid`` has (program symbol, count) pairs in the
-    author's order; ``facts`` holds the ranges of all symbols that are not values.
+    author's order; ``facts`` holds the ranges of all symbols that are not values. ``wide``:
+    offsets may pass 2^31. ``aligned``: every stride but the innermost is a multiple of 16.
     """
 
     name: str
@@ -317,6 +318,7 @@ class Function:
     body: Region = field(default_factory=Region)
     facts: Facts = field(default_factory=Facts)
     wide: bool = False
+    aligned: bool = False
     loc: Loc = field(default_factory=Loc)
 
     def param(self, name: str) -> Param:

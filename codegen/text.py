@@ -4,7 +4,8 @@
       dims N
       grid i = `(N + 63) // 64`
       range N: `0` .. none
-      %x0 = load() {param = "x", start = (`i * 64`, `0`), ...} : tile<64[N - i * 64] x 48[40], f32> @7
+      %v.0 = load() {param = "x", start = (`i * 64`, `0`), ...}
+          : tile<64[N - i * 64] x 48[40], f32> @7
       ...
     }
 

@@ -50,6 +50,11 @@ class Call:
         )
 
     @property
+    def aligned(self) -> bool:
+        """True if every stride but the innermost is a multiple of 16 elements."""
+        return all(s % 16 == 0 for t in self.tensors.values() for s in t.stride()[:-1])
+
+    @property
     def wide(self) -> bool:
         """True if an offset into some tensor, or a size, needs more than 32 bits."""
         return any(_span(t) >= _INT32_LIMIT for t in self.tensors.values()) or any(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -136,6 +136,7 @@ class Kernel:
                 (),
                 call.unit,
                 call.wide,
+                call.device.type != "cpu" and call.aligned,
             ),
             call.sizes,
         )
@@ -151,7 +152,7 @@ class Kernel:
         if group not in self._static:
             self._static[group] = self._store.static_names(key, sizes)
         static = tuple(sorted((n, sizes[n]) for n in self._static[group]))
-        return VariantKey(key.constants, key.dtypes, key.present, static, key.unit, key.wide)
+        return replace(key, static=static)
 
     def variant(self, key: VariantKey, interpret: bool) -> Variant:
         """The compiled variant of ``key``, from memory, from disk, or made now."""

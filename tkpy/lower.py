@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import sympy
 
@@ -25,7 +25,8 @@ class VariantKey:
 
     constants: value of every compile-time parameter; dtypes: of every tensor that is present;
     present: the optional parameters that were given; static: sizes of the dimensions that are
-    tile sides; unit: all innermost strides are one; wide: offsets may pass 2^31.
+    tile sides; unit: all innermost strides are one; wide: offsets may pass 2^31; aligned: all
+    other strides are multiples of 16 (told apart on GPUs only, where copies gain by it).
     """
 
     constants: tuple[tuple[str, object], ...]
@@ -34,6 +35,7 @@ class VariantKey:
     static: tuple[tuple[str, int], ...] = ()
     unit: bool = True
     wide: bool = False
+    aligned: bool = False
 
 
 @dataclass
@@ -62,9 +64,7 @@ def find_static(fn: Callable, signature: Signature, key: VariantKey, sizes: dict
 
 
 def _with_static(key: VariantKey, static: dict[str, int]) -> VariantKey:
-    return VariantKey(
-        key.constants, key.dtypes, key.present, tuple(sorted(static.items())), key.unit, key.wide
-    )
+    return replace(key, static=tuple(sorted(static.items())))
 
 
 def lower(
@@ -92,7 +92,7 @@ def lower(
 def _walk(fn: Callable, signature: Signature, key: VariantKey) -> tuple[Function, Walker]:
     static = dict(key.static)
     subs = {sym(n): sympy.Integer(v) for n, v in static.items()}
-    ir = Function(signature.name, wide=key.wide)
+    ir = Function(signature.name, wide=key.wide, aligned=key.aligned)
     ir.dims = [d for d in signature.dims if d.name not in static]
     dtypes = {n: DTYPES[d] for n, d in key.dtypes}
     for d in ir.dims:

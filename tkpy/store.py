@@ -97,7 +97,17 @@ class VariantStore:
             self.kernel.fn.__code__.co_filename,
             repr(self.kernel.where),
             repr((self.kernel.num_warps, self.kernel.num_stages)),
-            repr((key.constants, key.dtypes, sorted(key.present), key.static, key.unit, key.wide)),
+            repr(
+                (
+                    key.constants,
+                    key.dtypes,
+                    sorted(key.present),
+                    key.static,
+                    key.unit,
+                    key.wide,
+                    key.aligned,
+                )
+            ),
             repr(self.kernel.fn.__code__.co_firstlineno),
         ]
         if self.kernel.fn.__closure__:

@@ -123,7 +123,7 @@ class Calls:
 
 
 def _minmax(kind: str, index: Callable) -> Callable:
-    def handler(walker: Walker, args, kwargs):
+    def handler(walker, args, kwargs):
         if kwargs or not args:
             raise IRError(f"{kind} takes two or more values")
         if len(args) == 1:
@@ -140,7 +140,7 @@ def _minmax(kind: str, index: Callable) -> Callable:
     return handler
 
 
-def _range(walker: Walker, args, kwargs):
+def _range(walker, args, kwargs):
     bounds = [as_int(walker.b.index(a)) for a in args]
     if None in bounds:
         names = {s for a in args for s in walker.b.index(a).free_symbols}
@@ -151,12 +151,12 @@ def _range(walker: Walker, args, kwargs):
     return builtins.range(*bounds)
 
 
-def _abs(walker: Walker, args, kwargs):
+def _abs(walker, args, kwargs):
     return abs(args[0]) if not isinstance(args[0], Value) else walker.b.map("abs", args[0])
 
 
 def _number(kind: type) -> Callable:
-    def handler(walker: Walker, args, kwargs):
+    def handler(walker, args, kwargs):
         x = args[0] if args else 0
         if isinstance(x, Value | Boolean):
             raise IRError(f"{kind.__name__}() of {what(x)}", "tk.cast(x, dtype)")

@@ -86,7 +86,7 @@ class Statements:
             "use tk.where or tk.concat, or tk.store for global memory",
         )
 
-    def doReturn(self, node: ast.Return) -> None:
+    def do_Return(self, node: ast.Return) -> None:
         if self.f.conditional:
             raise self.error(
                 node,
@@ -236,7 +236,7 @@ class Statements:
     def _tile_loop(self, node: ast.For, many: TileRange) -> None:
         if not isinstance(node.target, ast.Name):
             raise self.error(node.target, "a tile loop has one index")
-        assigned = [
+        updated = [
             n
             for n in assigned(node.body)
             if n in self.f.env and not isinstance(self.f.env[n], Undefined) and n != node.target.id
@@ -249,7 +249,7 @@ class Statements:
             dict(self.b.fn.facts.ranges),
         )
         types: dict[str, Type] = {}
-        changed: list[str] = list(assigned)
+        changed: list[str] = list(updated)
         for attempt in range(6):
             # Start over from the same point: the types of carries are a fixed point.
             del self.b.regions[-1].ops[state[0] :]
