@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from codegen.expr import Symbol
+from codegen.expr import Expr, Symbol, text
 from codegen.host import dimension_sources
 from codegen.ir import DTYPES, DType, Param
 from tkpy.errors import CallError
@@ -40,6 +42,7 @@ class Call:
     sizes: dict[str, int] = field(default_factory=dict)
     present: set[str] = field(default_factory=set)
     wanted: list[Parameter] = field(default_factory=list)
+    shapes: dict[str, list[int]] = field(default_factory=dict)  # of the outputs wanted
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -52,18 +55,33 @@ class Call:
     @property
     def aligned(self) -> bool:
         """True if every stride but the innermost is a multiple of 16 elements."""
-        return all(s % 16 == 0 for t in self.tensors.values() for s in t.stride()[:-1])
+        return all(s % 16 == 0 for _, strides in self._extents() for s in strides[:-1])
 
     @property
     def wide(self) -> bool:
         """True if an offset into some tensor, or a size, needs more than 32 bits."""
-        return any(_span(t) >= _INT32_LIMIT for t in self.tensors.values()) or any(
+        return any(_span(*e) >= _INT32_LIMIT for e in self._extents()) or any(
             n >= _INT32_LIMIT for n in self.sizes.values()
         )
 
+    def _extents(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+        """Shape and strides of every tensor, those outputs included that are yet to be made."""
+        for t in self.tensors.values():
+            yield t.shape, t.stride()
+        for name, shape in self.shapes.items():
+            if name not in self.tensors:
+                yield shape, _contiguous(shape)
 
-def _span(t: torch.Tensor) -> int:
-    return sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1)
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n > 1)
+
+
+def _contiguous(shape: Sequence[int]) -> list[int]:
+    strides = [1]
+    for n in reversed(shape[1:]):
+        strides.append(strides[-1] * max(n, 1))
+    return strides[::-1]
 
 
 class Binder:
@@ -80,9 +98,17 @@ class Binder:
             for p in signature.tensors
         ]
         self.sources = dimension_sources(params)
+        self.shapes = {p.name: [_evaluator(d) for d in p.spec.dims] for p in signature.outputs}
 
     def bind(self, args: tuple, kwargs: dict[str, object]) -> Call:
         """Raises CallError for anything that the signature does not allow."""
+        call = self.collect(args, kwargs)
+        self._devices(call)
+        self._conditions(call)
+        return call
+
+    def collect(self, args: tuple, kwargs: dict[str, object]) -> Call:
+        """``bind`` without looking at devices and preconditions: tensors may hold no data."""
         given = self._arguments(args, kwargs)
         call = Call()
         for p in self.signature.parameters:
@@ -95,9 +121,11 @@ class Binder:
                 self._scalar(p, value, call)
             else:
                 self._constant(p, value, call)
-        self._devices(call)
         self._sizes(call)
-        self._conditions(call)
+        for p in call.wanted:
+            shape = call.shapes[p.name] = [size(call.sizes) for size in self.shapes[p.name]]
+            if min(shape, default=0) < 0:
+                raise self._fail(f"{p.name} would have shape {tuple(shape)} ({_spec_text(p)})")
         return call
 
     # -- one argument ----------------------------------------------------------------------
@@ -322,6 +350,13 @@ class Binder:
                     if n in c.names
                 )
                 raise self._fail(f"the precondition {c.source!r} does not hold: {shown}")
+
+
+def _evaluator(size: Expr) -> Callable[[dict[str, int]], int]:
+    """A function from the sizes of dimensions to ``size``; sympy is not asked again."""
+    if isinstance(size, Symbol):
+        return operator.itemgetter(size.name)
+    return eval(f"lambda sizes: {text(size, lambda s: f'sizes[{s.name!r}]')}")
 
 
 class _Missing:

@@ -92,15 +92,14 @@ class Kernel:
                 continue
             spec = p.spec
             assert isinstance(spec, TensorSpec)
-            shape = [
-                call.sizes[d.name] if d.is_Symbol else int(d.subs(call.sizes)) for d in spec.dims
-            ]
             dtype = spec.dtype if isinstance(spec.dtype, DType) else call.variables[spec.dtype]
             if zeroed is None:
                 zeroed = self._zeroed(call)
             make = torch.zeros if p.name in zeroed else torch.empty
             call.tensors[p.name] = make(
-                shape, dtype=getattr(torch, TORCH_NAMES[dtype.name]), device=call.device
+                call.shapes[p.name],
+                dtype=getattr(torch, TORCH_NAMES[dtype.name]),
+                device=call.device,
             )
             call.dtypes[p.name] = dtype
 
