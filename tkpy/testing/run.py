@@ -1,0 +1,353 @@
+"""One example: run the kernel every way it can be run, and hold each against what it must give."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from codegen.module import load
+from tkpy.call import Call
+from tkpy.errors import TkError
+from tkpy.execution import interprets
+from tkpy.kernel import Kernel
+from tkpy.signature import TORCH_NAMES
+from tkpy.testing.data import laid_out, storage_bytes
+from tkpy.testing.model import Model, Verdict, compare, conditioning, same_bits
+from tkpy.testing.plan import Example, Plan, _shape
+from tkpy.testing.report import describe, reproduction
+
+
+class Failed(Exception):
+    """A counterexample. ``text`` says what is wrong and how to see it."""
+
+    def __init__(self, text: str, ratio: float = float("inf")):
+        self.text, self.ratio = text, ratio
+        super().__init__(text)
+
+
+class ReferenceRaised(Exception):
+    """The reference itself failed on an example."""
+
+
+@dataclass
+class Runner:
+    """Runs examples of one plan. ``worst`` is the largest error / bound seen so far."""
+
+    plan: Plan
+    reference: Callable
+    terms: Callable | None
+    model: Model
+    worst: float = 0.0
+    poisoned: dict[object, Callable] = field(default_factory=dict)
+
+    def run(self, example: Example) -> None:
+        """Raises Failed if anything about ``example`` is not as it must be."""
+        inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+        before = {n: storage_bytes(t) for n, t in inputs.items() if t is not None}
+        given = self._outputs(example)
+        first = self._guarded(example, inputs, given)
+        self._values(example, inputs, first)
+        self._again(example, first)
+        for p in self.plan.signature.inputs:
+            t = inputs[p.name]
+            if p.spec.role != "in" or t is None:
+                continue
+            if not torch.equal(storage_bytes(t), before[p.name]):
+                raise self._fail(example, f"the kernel changed its input {p.name}")
+        if example.setting.poison:
+            self._poisoned(example, first)
+
+    # -- the four executions ---------------------------------------------------------------
+
+    def _outputs(self, example: Example, fill: bool = True) -> dict[str, torch.Tensor]:
+        """Preallocated outputs, filled with what no kernel writes, inside guarded memory."""
+        out = {}
+        zeroed = self._zeroed(example)
+        for p in self.plan.signature.outputs:
+            if self.plan.given(example.setting, p):
+                dtype = getattr(
+                    torch, TORCH_NAMES[self.plan.dtype_of(p.spec, example.setting).name]
+                )
+                blank = float("nan") if dtype.is_floating_point else 85
+                blank = 0 if p.name in zeroed else blank
+                values = torch.full(_shape(p.spec, example.sizes), blank, dtype=dtype)
+                out[p.name] = laid_out(values, "padded" if example.guard else "offset")
+        return out
+
+    def _zeroed(self, example: Example) -> frozenset[str]:
+        kernel = self.plan.kernel
+        try:
+            return kernel._store.zeroed(self.plan.key_of(example))
+        except Exception:
+            return frozenset()  # the call will raise the same, and be reported
+
+    def _guarded(self, example, inputs, outputs) -> dict[str, torch.Tensor]:
+        """Runs into preallocated outputs. Returns outputs and final values of InOut tensors."""
+        writable = dict(outputs)
+        for p in self.plan.signature.inputs:
+            if p.spec.role == "inout" and inputs[p.name] is not None:
+                recipe = example.recipes.get(p.name)
+                writable[p.name] = laid_out(inputs[p.name], recipe.layout if recipe else "offset")
+        kept = {n: storage_bytes(t) for n, t in writable.items()}
+        self._call(example, self.plan.kernel, {**inputs, **writable})
+        for name, t in writable.items():
+            memory = kept[name]
+            view = torch.tensor([], dtype=t.dtype).set_(
+                memory.untyped_storage(), t.storage_offset(), t.shape, t.stride()
+            )
+            view.copy_(t)
+            if not torch.equal(memory, storage_bytes(t)):
+                layout = "padded" if example.guard else "offset"
+                raise self._fail(
+                    example,
+                    f"the kernel wrote outside of {name}, a {tuple(t.shape)} view with strides "
+                    f"{t.stride()} into a larger buffer",
+                    outputs=[
+                        f"{n} = laid_out(torch.full({tuple(o.shape)}, 0, dtype={o.dtype}), "
+                        f'"{layout}")'
+                        for n, o in outputs.items()
+                    ],
+                    tail=[
+                        f"print(torch.tensor([], dtype={name}.dtype)"
+                        f".set_({name}.untyped_storage()))  # NaN (3) outside of the view"
+                    ],
+                )
+        return writable
+
+    def _again(self, example: Example, first: dict[str, torch.Tensor]) -> None:
+        """A second run on fresh memory gives the same bits."""
+        inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+        wanted = [p for p in self.plan.signature.outputs if p.name in first]
+        extra = {p.name: True for p in wanted if p.spec.optional}
+        got = self._call(example, self.plan.kernel, {**inputs, **extra})
+        got = got if isinstance(got, tuple) else (got,)
+        second = dict(zip([p.name for p in wanted], got, strict=False))
+        second |= {n: inputs[n] for n in first if n in inputs}
+        for name, t in first.items():
+            if second[name].dtype != t.dtype or not same_bits(second[name], t):
+                raise self._fail(
+                    example,
+                    f"{name} differs between two runs on the same input "
+                    f"({self._where(t, second[name])})",
+                    tail=[f"print({name})  # twice"],
+                )
+
+    def _poisoned(self, example: Example, first: dict[str, torch.Tensor]) -> None:
+        """With NaN in every dead element of every tile the same bits come out."""
+        inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+        outputs = self._outputs(example)
+        self._call(example, self._poisoned_kernel, {**inputs, **outputs})
+        for name, t in first.items():
+            other = outputs.get(name, inputs.get(name))
+            if not same_bits(other, t):
+                raise self._fail(
+                    example,
+                    f"dead elements reach {name}: with NaN in them it changes "
+                    f"({self._where(t, other)})",
+                    how="poisoned({name})",
+                    tail=[f"print({name})"],
+                )
+
+    def _poisoned_kernel(self, **args: object) -> None:
+        run_poisoned(self.plan.kernel, self.poisoned, args)
+
+    def _call(self, example: Example, kernel: Callable, args: dict[str, object]):
+        args = {**args, **example.scalars, **dict(example.setting.constants)}
+        try:
+            return kernel(**args)
+        except Exception as e:
+            raise self._fail(example, f"{type(e).__name__}: {e}") from e
+
+    # -- against the reference -------------------------------------------------------------
+
+    def _values(self, example: Example, inputs, got: dict[str, torch.Tensor]) -> None:
+        try:
+            expected = self.expect(example, inputs, list(got))
+        except ReferenceRaised as e:
+            if 0 in example.sizes.values():
+                return  # the reference has no answer for an empty input
+            raise self._fail(example, f"the reference raised {e}") from e
+        for name, (want, bound, alternative) in expected.items():
+            out = got[name]
+            if out.shape != want.shape:
+                raise self._fail(
+                    example,
+                    f"{name} has shape {tuple(out.shape)}, the reference's {tuple(want.shape)}",
+                )
+            verdict = compare(out, want, bound, alternative)
+            self.worst = max(self.worst, verdict.ratio)
+            if not verdict.ok:
+                raise self._wrong(example, name, verdict)
+
+    def expect(self, example: Example, inputs, names: list[str]):
+        """For each output: expected values, bound (None: exact), and what is as good where."""
+        doubles = {
+            n: t.double() if t is not None and t.is_floating_point() else t
+            for n, t in inputs.items()
+        }
+        scalars = {
+            n: float(torch.tensor(v, dtype=torch.float32)) if isinstance(v, float) else v
+            for n, v in example.scalars.items()
+        }
+        moving = [n for n, t in doubles.items() if t is not None and t.is_floating_point()]
+        moving += [n for n, v in scalars.items() if isinstance(v, float)]
+        fixed = {**doubles, **scalars, **dict(example.setting.constants)}
+        values = [torch.as_tensor(fixed[n], dtype=torch.float64) for n in moving]
+
+        def ask(fn: Callable, what: list[torch.Tensor]) -> list[torch.Tensor | None]:
+            args = dict(fixed)
+            for n, x in zip(moving, what, strict=True):
+                args[n] = x.item() if n in scalars else x.clone()
+            args = {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in args.items()}
+            return self._ask(fn, args)
+
+        plain = ask(self.reference, values)
+        wanted = [k for k, p in enumerate(self._returned()) if p.name in names]
+        outputs = [plain[k] for k in wanted]
+        derived = conditioning(
+            lambda moved: [_double(ask(self.reference, list(moved))[k]) for k in wanted],
+            values,
+            [_double(t) for t in outputs],
+            seed=1,
+        )
+        terms = ask(self.terms, values) if self.terms else None
+        spare = self._spare(ask, moving, values, wanted)
+        operand = max(
+            [torch.finfo(t.dtype).eps for t in inputs.values() if t is not None and _is16(t)],
+            default=0.0,
+        )
+        out = {}
+        for position, k in enumerate(wanted):
+            p = self._returned()[k]
+            dtype = self.plan.dtype_of(p.spec, example.setting)
+            want = outputs[position]
+            if not dtype.is_float:
+                out[p.name] = (want, None, None)
+                continue
+            torch_dtype = getattr(torch, TORCH_NAMES[dtype.name])
+            term = None if terms is None else _double(terms[k])
+            bound = self.model.bound(_double(want), term, derived[position], torch_dtype, operand)
+            alternative = None if spare is None else (spare[0][position], spare[1][position])
+            out[p.name] = (_double(want), bound, alternative)
+        return out
+
+    def _spare(self, ask, moving, values, wanted):
+        """Where inputs are infinite or NaN: the outputs that do not depend on those elements.
+
+        They are found by putting two different numbers there. The reference may still say NaN
+        for them (0 * inf under a mask); the kernel may say the number.
+        """
+        if all(bool(v.isfinite().all()) for v in values):
+            return None
+        a, b = (
+            [
+                _double(t)
+                for t in ask(
+                    self.reference,
+                    [v.where(v.isfinite(), torch.full_like(v, fill)) for v in values],
+                )
+            ]
+            for fill in (0.5, -1.25)
+        )
+        return [a[k] for k in wanted], [a[k] == b[k] for k in wanted]
+
+    def _returned(self):
+        signature = self.plan.signature
+        return [*signature.outputs, *(p for p in signature.inputs if p.spec.role == "inout")]
+
+    def _ask(self, fn: Callable, args: dict[str, object]) -> list[torch.Tensor | None]:
+        try:
+            made = fn(**accepted(fn, args, self.plan.kernel))
+        except TkError:
+            raise
+        except Exception as e:
+            raise ReferenceRaised(f"{type(e).__name__}: {e}") from e
+        made = list(made) if isinstance(made, tuple | list) else [made]
+        names = [p.name for p in self._returned()]
+        if len(made) != len(names):
+            raise TkError(
+                f"{getattr(fn, '__name__', 'the reference')} of {self.plan.kernel.name} returned "
+                f"{len(made)} tensors; it returns {', '.join(names)}, whether asked for or not"
+            )
+        return made
+
+    # -- failures --------------------------------------------------------------------------
+
+    def _wrong(self, example: Example, name: str, v: Verdict) -> Failed:
+        where = f"{name}[{', '.join(map(str, v.index))}]" if v.index else name
+        factor = f", {v.ratio:.3g} times that" if v.ratio < float("inf") else ""
+        within = f" within {v.bound:.3g}" if v.bound else ""
+        said = f"{where} is {v.got:.7g}, expected {v.expected:.7g}{within}{factor}"
+        return self._fail(
+            example,
+            said,
+            tail=[f"print({where})  # {v.got:.7g}, expected {v.expected:.7g}{within}"],
+            ratio=v.ratio,
+        )
+
+    def _where(self, a: torch.Tensor, b: torch.Tensor) -> str:
+        differ = (a != b) & ~((a != a) & (b != b))
+        if not bool(differ.any()):
+            return "in the bits of a zero or a NaN"
+        index = tuple(int(i) for i in differ.nonzero()[0])
+        return f"at {list(index)}: {a[index].item():.7g} and {b[index].item():.7g}"
+
+    def _fail(self, example: Example, said: str, ratio: float = float("inf"), **how) -> Failed:
+        tail = how.pop("tail", [])
+        program = reproduction(self.plan, example, tail, **how)
+        indented = "\n".join(f"    {line}" for line in program.splitlines())
+        return Failed(
+            f"{self.plan.kernel.name}: {said}\n  with {describe(self.plan, example)}\n"
+            f"  reproduce:\n\n{indented}\n",
+            ratio,
+        )
+
+
+def accepted(fn: Callable, args: dict[str, object], kernel: Kernel) -> dict[str, object]:
+    """Those of ``args`` that ``fn`` names. A reference need not take tile sizes."""
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return args
+    unknown = [p.name for p in parameters if p.name not in args and p.default is p.empty]
+    if unknown:
+        raise TkError(
+            f"the reference of {kernel.name} takes {', '.join(unknown)}, which the kernel has not"
+        )
+    return {p.name: args[p.name] for p in parameters if p.name in args}
+
+
+def run_poisoned(kernel: Kernel, cache: dict, args: dict[str, object]) -> Call:
+    """Runs the variant of ``kernel`` that holds NaN in every dead element."""
+    call = kernel.binder.bind((), args)
+    key = kernel.key_of(call)
+    kernel._allocate(call)
+    if key not in cache:
+        source = kernel.lower(key, poison=True).source
+        cache[key] = load(source, kernel.name, interpret=interprets(call.device)).launch
+    tensors = [call.tensors[p.name] for p in kernel.signature.tensors if p.name in call.tensors]
+    scalars = [call.scalars[p.name] for p in kernel.signature.scalars if p.name in call.scalars]
+    cache[key](*tensors, *scalars)
+    return call
+
+
+def poisoned(kernel: Kernel) -> Callable:
+    """``kernel`` with NaN in every dead element of every tile; called like it."""
+    cache: dict = {}
+
+    def run(**args: object):
+        call = run_poisoned(kernel, cache, args)
+        outputs = tuple(call.tensors[p.name] for p in call.wanted)
+        return outputs[0] if len(outputs) == 1 else (outputs or None)
+
+    return run
+
+
+def _double(t) -> torch.Tensor:
+    return torch.as_tensor(t).double()
+
+
+def _is16(t: torch.Tensor) -> bool:
+    return t.is_floating_point() and t.element_size() == 2
