@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -119,6 +120,10 @@ def as_int(value: object) -> int | None:
 # Facts and proofs
 
 
+#: A proof takes few steps or is not found: the search for one is cut off here.
+_MAX_STEPS = 40
+
+
 @dataclass
 class Facts:
     """What is known of symbols: inclusive ranges, and equalities that preconditions imply.
@@ -129,13 +134,61 @@ class Facts:
 
     ranges: dict[Symbol, tuple[Expr | None, Expr | None]] = field(default_factory=dict)
     equal: dict[Symbol, Expr] = field(default_factory=dict)
+    _failed: dict[Expr, int] = field(default_factory=dict, repr=False, compare=False)
+    _steps: int = field(default=0, repr=False, compare=False)
+    _points: tuple[int, list[dict[Symbol, int]]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     def extended(self, ranges: Mapping[Symbol, tuple[Expr | None, Expr | None]]) -> Facts:
         return Facts({**self.ranges, **ranges}, dict(self.equal))
 
     def nonnegative(self, expr: Expr | int) -> bool:
         """True only if ``expr >= 0`` is proved for all values the facts allow."""
-        return self._prove(sympy.expand(sympy.sympify(expr).subs(self.equal)), 10)
+        expr = sympy.expand(sympy.sympify(expr).subs(self.equal))
+        if expr.is_Integer:
+            return int(expr) >= 0
+        # Most questions have the answer no, and a few values of the symbols tell it at once.
+        if self._refuted(expr):
+            return False
+        self._failed, self._steps = {}, 0
+        return self._prove(expr, 10)
+
+    def _refuted(self, expr: Expr) -> bool:
+        needed = expr.free_symbols
+        return any(_at(expr, p) < 0 for p in self._examples() if needed <= p.keys())
+
+    def _examples(self) -> list[dict[Symbol, int]]:
+        """Some values of the symbols that the facts allow."""
+        size = len(self.ranges) + len(self.equal)
+        if self._points is None or self._points[0] != size:
+            found = [self._point(random.Random(k)) for k in range(12)]
+            self._points = (size, [p for p in found if p])
+        return self._points[1]
+
+    def _point(self, rng: random.Random) -> dict[Symbol, int]:
+        point: dict[Symbol, int] = {}
+        waiting = [s for s in self.ranges if s not in self.equal]
+        while waiting:
+            later = []
+            for s in waiting:
+                low, high = self.ranges[s]
+                try:
+                    least = _at(low, point) if low is not None else -3
+                    most = _at(high, point) if high is not None else least + rng.choice(_SPREAD)
+                except KeyError:
+                    later.append(s)  # a bound mentions a symbol that comes later
+                    continue
+                if most < least:
+                    return {}  # a loop without trips, a grid without programs
+                point[s] = rng.choice((least, most, rng.randint(least, most)))
+            for s, e in self.equal.items():
+                if s not in point and e.free_symbols <= point.keys():
+                    point[s] = _at(e, point)
+            if len(later) == len(waiting):
+                break
+            waiting = later
+        return point
 
     def positive(self, expr: Expr | int) -> bool:
         return self.nonnegative(sympy.sympify(expr) - 1)
@@ -149,13 +202,16 @@ class Facts:
         # mention outer ones, never the other way round.
         if expr.is_Integer:
             return int(expr) >= 0
-        if depth == 0:
+        if depth == 0 or self._steps >= _MAX_STEPS or self._failed.get(expr, 0) >= depth:
             return False
+        self._steps += 1
         if all(self._term_nonnegative(t) for t in sympy.Add.make_args(expr)):
             return True
         for candidate in self._weaker(expr):
-            if self._prove(sympy.expand(candidate.subs(self.equal)), depth - 1):
+            candidate = sympy.expand(candidate.subs(self.equal) if self.equal else candidate)
+            if not self._refuted(candidate) and self._prove(candidate, depth - 1):
                 return True
+        self._failed[expr] = depth
         return False
 
     def _term_nonnegative(self, term: Expr) -> bool:
@@ -191,28 +247,21 @@ class Facts:
         for symbol in symbols:
             if any(symbol in a.free_symbols for a in atoms):
                 continue
-            poly = sympy.Poly(expr, symbol) if expr.is_polynomial(symbol) else None
-            if poly is None or poly.degree() != 1:
+            slope = _slope(expr, symbol)
+            if slope is None:
                 continue
-            slope = poly.coeff_monomial(symbol)
             low, high = self.ranges[symbol]
-            if low is not None and self._sign(slope) > 0 and low not in (0, 1):
-                yield expr.subs(symbol, low)
-            elif low is not None and self._sign(slope) > 0 and low == 1:
-                yield expr.subs(symbol, sympy.Integer(1))
-            if high is not None and self._sign(slope) < 0:
-                yield expr.subs(symbol, high)
-            if low is not None and self._sign(slope) > 0 and low == 0:
-                yield expr.subs(symbol, sympy.Integer(0))
+            sign = self._sign(slope)
+            bound = low if sign > 0 else high if sign < 0 else None
+            if bound is not None:
+                yield expr.subs(symbol, bound)
+                return  # ranges are triangular: the innermost symbol goes first, always
         for atom in atoms:
             dummy = sympy.Dummy("t", integer=True)
-            swapped = expr.subs(atom, dummy)
-            if not swapped.is_polynomial(dummy):
+            swapped = expr.xreplace({atom: dummy})
+            slope = _slope(swapped, dummy)
+            if slope is None:
                 continue
-            poly = sympy.Poly(swapped, dummy)
-            if poly.degree() != 1:
-                continue
-            slope = poly.coeff_monomial(dummy)
             sign = self._sign(slope)
             rest = sympy.expand(swapped - slope * dummy)
             yield from self._atom_bounds(atom, slope, sign, rest)
@@ -250,11 +299,7 @@ class Facts:
                 # a // b is monotone in a: push the largest a inside, then a // b <= a.
                 for symbol in a.free_symbols:
                     low, high = self.ranges.get(symbol, (None, None))
-                    slope_in = (
-                        sympy.Poly(a, symbol).coeff_monomial(symbol)
-                        if (a.is_polynomial(symbol))
-                        else Integer(0)
-                    )
+                    slope_in = _slope(sympy.expand(a), symbol) or Integer(0)
                     bound = high if self._sign(slope_in) > 0 else low
                     if bound is not None and slope_in != 0:
                         yield rest + slope * FloorDiv(sympy.expand(a.subs(symbol, bound)), b)
@@ -280,6 +325,40 @@ class Facts:
         if all(self._term_nonnegative(-t) for t in sympy.Add.make_args(expr)):
             return -1
         return 0
+
+
+def _slope(expr: Expr, symbol: Symbol) -> Expr | None:
+    """The factor of ``symbol`` in an expanded expression that is linear in it, else None."""
+    slope = []
+    for term in sympy.Add.make_args(expr):
+        if not term.has(symbol):
+            continue
+        quotient = term.coeff(symbol)
+        if quotient == 0 or quotient.has(symbol):
+            return None
+        slope.append(quotient)
+    return sympy.Add(*slope) if slope else None
+
+
+def _at(expr: Expr, values: Mapping[Symbol, int]) -> int:
+    """The value of ``expr`` at a point; KeyError if it has a symbol that the point lacks."""
+    if expr.is_Integer:
+        return int(expr)
+    if isinstance(expr, Symbol):
+        return values[expr]
+    parts = [_at(a, values) for a in expr.args]
+    if expr.is_Add:
+        return sum(parts)
+    if expr.is_Mul:
+        return reduce(operator.mul, parts)
+    if expr.is_Pow:
+        return parts[0] ** parts[1]
+    if isinstance(expr, Min | Max):
+        return min(parts) if isinstance(expr, Min) else max(parts)
+    if isinstance(expr, FloorDiv | FloorMod):
+        a, b = parts
+        return (a // b if isinstance(expr, FloorDiv) else a % b) if b else 0
+    raise KeyError(expr)
 
 
 # --------------------------------------------------------------------------------------------

@@ -78,8 +78,9 @@ class Factor:
 
     @property
     def live(self) -> Expr:
-        """The live extent as one expression."""
-        return sympy.Min(self.side, *self.bounds)
+        """The live extent as one expression; a bound may lie before the tile, an extent not."""
+        least = sympy.Min(self.side, *self.bounds)
+        return least if least.is_Integer else sympy.Max(0, least)
 
     def meet(self, other: Factor) -> Factor:
         """Live where both are."""

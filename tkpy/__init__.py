@@ -8,6 +8,12 @@ def scale(x: tk.Global["N D"], y: tk.Out["N D"], factor: tk.f32):
     tk.store(y, tk.load(x, (i, 0), shape=(64, "D")) * factor, (i, 0))
 """
 
+from pathlib import Path as _Path
+
+from tkpy._shadow import check_siblings as _check_siblings
+
+_check_siblings(_Path(__file__))
+
 from codegen.ir import bf16 as bf16
 from codegen.ir import bool_ as bool_
 from codegen.ir import f16 as f16

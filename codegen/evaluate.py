@@ -1,0 +1,311 @@
+"""What tile IR means: an evaluator on numpy arrays that hold live elements and nothing else.
+
+It is the third opinion beside Triton's interpreter and compiled code, and the one in which dead
+elements cannot matter because they do not exist. Floats are float64 throughout, so it also tells
+what a kernel computes without rounding. One program of the grid runs after the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import sympy
+
+from codegen.expr import Boolean, Expr, Symbol
+from codegen.ir import Axis, DType, Function, Op, Region, Type, Value
+from codegen.ops import TABLE
+from codegen.ops.mask import COL, ROW
+
+
+def evaluate(
+    fn: Function, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, float | int]
+) -> None:
+    """Runs all programs of ``fn``; arrays in ``tensors`` named as outputs are written in place.
+
+    Args:
+        tensors: an array for every tensor parameter, of the parameter's rank. Floats in float64.
+        scalars: a number for every scalar parameter.
+    """
+    sizes: dict[Symbol, int] = {}
+    for p in fn.params:
+        if p.role == "scalar":
+            sizes[Symbol(p.name, integer=True)] = scalars[p.name]  # type: ignore[assignment]
+            continue
+        for size, n in zip(p.dims, tensors[p.name].shape, strict=True):
+            if isinstance(size, Symbol):
+                sizes[size] = n
+            elif len(size.free_symbols) == 1 and not size.free_symbols & set(sizes):
+                (s,) = size.free_symbols
+                sizes[s] = (n - int(size.coeff(s, 0))) // int(size.coeff(s, 1))
+    counts = [int(count.subs(sizes)) for _, count in fn.grid]
+    for position in itertools.product(*map(range, counts)):
+        program = dict(zip((s for s, _ in fn.grid), position, strict=True))
+        _Program(fn, dict(tensors), dict(scalars), {**sizes, **program}).region(fn.body)
+
+
+@dataclass
+class _Program:
+    fn: Function
+    tensors: dict[str, np.ndarray]
+    scalars: dict[str, float | int]
+    symbols: dict[Symbol, int]
+    values: dict[Value, object] = field(default_factory=dict)
+
+    def number(self, e: Expr | int) -> int:
+        return int(sympy.sympify(e).subs(self.symbols))
+
+    def truth(self, e: Boolean) -> bool:
+        return bool(sympy.sympify(e).subs(self.symbols))
+
+    def extent(self, axis: Axis) -> tuple[int, ...]:
+        return tuple(
+            max(0, min([f.side, *(self.number(b) for b in f.bounds)])) for f in axis.factors
+        )
+
+    def shape(self, type_: Type) -> tuple[int, ...]:
+        return tuple(int(np.prod(self.extent(a))) for a in type_.axes)
+
+    # -- regions ---------------------------------------------------------------------------
+
+    def region(self, region: Region) -> list[object]:
+        for op in region.ops:
+            if op.kind == "yield":
+                return [self.values[v] for v in op.operands]
+            self.op(op)
+        return []
+
+    def bind(self, value: Value, x: object) -> None:
+        if value.type.axes:
+            # A value may be used where a smaller live extent is expected.
+            x = np.asarray(x)[tuple(slice(n) for n in self.shape(value.type))]
+        self.values[value] = x
+        if value.symbol is not None:
+            self.symbols[value.symbol] = int(x)  # type: ignore[call-overload]
+
+    def op(self, op: Op) -> None:
+        handler = getattr(self, f"do_{op.kind}", None)
+        if handler is not None:
+            out = handler(op)
+        elif TABLE[op.kind].elementwise:
+            out = self.elementwise(op)
+        else:
+            meaning = TABLE[op.kind].numpy
+            assert meaning is not None, op.kind
+            with np.errstate(all="ignore"):
+                out = meaning(op, *[self.values[v] for v in op.operands])
+        if op.kind in ("for", "if"):
+            for v, x in zip(op.results, out, strict=True):  # type: ignore[arg-type]
+                self.bind(v, x)
+        elif op.results:
+            self.bind(op.result, out)
+
+    def do_for(self, op: Op) -> list[object]:
+        carried = [self.values[v] for v in op.operands]
+        body = op.regions[0]
+        for k in range(self.number(op.attrs["start"]), self.number(op.attrs["stop"])):  # type: ignore[arg-type]
+            self.symbols[op.attrs["index"]] = k  # type: ignore[index]
+            for a, x in zip(body.args, carried, strict=True):
+                self.bind(a, x)
+            carried = self.region(body)
+        return carried
+
+    def do_if(self, op: Op) -> list[object]:
+        taken = self.truth(op.attrs["cond"]) if "cond" in op.attrs else self.values[op.operands[0]]  # type: ignore[arg-type]
+        return self.region(op.regions[0 if taken else 1])
+
+    # -- creation --------------------------------------------------------------------------
+
+    def do_const(self, op: Op):
+        return op.attrs["value"]
+
+    def do_argument(self, op: Op):
+        return self.scalars[op.attrs["param"]]  # type: ignore[index]
+
+    def do_index(self, op: Op):
+        return self.number(op.attrs["expr"])  # type: ignore[arg-type]
+
+    def do_cond(self, op: Op):
+        return self.truth(op.attrs["expr"])  # type: ignore[arg-type]
+
+    def do_full(self, op: Op):
+        return np.full(self.shape(op.result.type), op.attrs["value"], _numpy(op.result.type.dtype))
+
+    def do_splat(self, op: Op):
+        value = self.values[op.operands[0]]
+        return np.full(self.shape(op.result.type), value, _numpy(op.result.type.dtype))
+
+    def do_iota(self, op: Op):
+        return self.number(op.attrs["start"]) + np.arange(self.shape(op.result.type)[0])  # type: ignore[arg-type]
+
+    # -- maps ------------------------------------------------------------------------------
+
+    def elementwise(self, op: Op):
+        if op.kind == "cast":
+            dtype = op.attrs["dtype"]
+            x = np.asarray(self.values[op.operands[0]])
+            return x.astype(_numpy(dtype)) if dtype.kind != "float" else x.astype(np.float64)  # type: ignore[attr-defined,arg-type]
+        shape = self.shape(op.result.type)
+        arrays = []
+        for v in op.operands:
+            x = np.asarray(self.values[v])
+            if v.type.rank == 1 and len(shape) == 2:
+                n = shape[0] if v.type.orient == "col" else shape[1]
+                x = x[:n, None] if v.type.orient == "col" else x[None, :n]
+            elif v.type.rank:
+                x = x[tuple(slice(n) for n in shape)]
+            arrays.append(x)
+        meaning = TABLE[op.kind].numpy
+        assert meaning is not None
+        with np.errstate(all="ignore"):
+            return np.broadcast_to(meaning(*arrays), shape) if shape else meaning(*arrays)
+
+    def do_keep(self, op: Op):
+        x = np.asarray(self.values[op.operands[0]])
+        pred = sympy.sympify(op.attrs["pred"]).subs(self.symbols)
+        if pred in (sympy.true, sympy.false):
+            mask = np.full(x.shape, bool(pred))
+        else:
+            rows, cols = np.meshgrid(*map(np.arange, x.shape), indexing="ij")
+            mask = np.broadcast_to(sympy.lambdify((ROW, COL), pred, "numpy")(rows, cols), x.shape)
+        return np.where(mask, x, op.attrs["value"])  # type: ignore[arg-type]
+
+    def do_retype(self, op: Op):
+        return self.values[op.operands[0]]
+
+    def do_fill_dead(self, op: Op):
+        x = np.asarray(self.values[op.operands[0]])
+        out = np.full(self.shape(op.result.type), op.attrs["value"], x.dtype)
+        out[tuple(slice(n) for n in x.shape)] = x
+        return out
+
+    # -- structure -------------------------------------------------------------------------
+
+    def do_subtile(self, op: Op):
+        meaning = TABLE["subtile"].numpy
+        assert meaning is not None
+        return meaning(op, self.values[op.operands[0]], self.number(op.attrs["start"]))  # type: ignore[arg-type]
+
+    def do_concat(self, op: Op):
+        shape, axis = self.shape(op.result.type), op.attrs["axis"]
+        parts = []
+        for v in op.operands:
+            x = np.asarray(self.values[v])
+            cut = [slice(None) if k == axis else slice(n) for k, n in enumerate(shape)]
+            parts.append(x[tuple(cut)])
+        return np.concatenate(parts, axis)  # type: ignore[arg-type]
+
+    def do_broadcast(self, op: Op):
+        v = np.asarray(self.values[op.operands[0]])
+        spread = v[:, None] if op.attrs["orient"] == "col" else v[None, :]
+        return np.broadcast_to(spread, self.shape(op.result.type))
+
+    def do_mma(self, op: Op):
+        arrays = [np.asarray(self.values[v]) for v in op.operands]
+        a = arrays[0].T if op.attrs["ta"] else arrays[0]
+        b = arrays[1].T if op.attrs["tb"] else arrays[1]
+        inner = min(a.shape[1], b.shape[0])  # live where both are
+        out = a[:, :inner] @ b[:inner]
+        if len(arrays) == 3:
+            rows, cols = self.shape(op.result.type)
+            out = out[:rows, :cols] + arrays[2][:rows, :cols]
+        return out
+
+    def do_row_outer(self, op: Op):
+        a, b = (np.asarray(self.values[v]) for v in op.operands)
+        n = min(len(a), len(b))
+        return (a[:n, :, None] * b[:n, None, :]).reshape(n, -1)
+
+    # -- memory ----------------------------------------------------------------------------
+
+    def _where(self, op: Op, shape_of: Type | None) -> tuple[list[np.ndarray], np.ndarray]:
+        """Open index arrays into the tensor and the mask of elements inside it, tile-shaped."""
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        starts = [self.number(e) for e in op.attrs["start"]]  # type: ignore[union-attr]
+        tile = op.attrs["tile"]
+        axes = shape_of.axes if shape_of else ()
+        index: list[np.ndarray] = [np.array(s) for s in starts]
+        rank = len(tile)  # type: ignore[arg-type]
+        for a, which in enumerate(tile):  # type: ignore[arg-type]
+            extents = self.extent(axes[a])
+            grids = np.unravel_index(np.arange(int(np.prod(extents))), extents) if extents else ()
+            for d, g in zip(which, grids, strict=True):
+                spread = [1] * rank
+                spread[a] = -1
+                index[d] = (starts[d] + g).reshape(spread)
+        if "row_dim" in op.attrs:
+            return index, np.array(True)
+        inside = np.array(True)
+        for d, i in enumerate(index):
+            inside = inside & (i >= 0) & (i < tensor.shape[d])
+        for which, limit in zip(tile, op.attrs["limit"], strict=True):  # type: ignore[arg-type]
+            if limit is not None:
+                inside = inside & (index[which[0]] < self.number(limit))
+        return index, inside
+
+    def do_load(self, op: Op):
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        index, inside = self._where(op, op.result.type if op.attrs["tile"] else None)
+        safe = [np.clip(i, 0, max(0, n - 1)) for i, n in zip(index, tensor.shape, strict=True)]
+        x = tensor[tuple(safe)] if tensor.size else np.zeros(np.broadcast(*safe).shape)
+        return np.where(inside, x, 0) if op.attrs["tile"] else (x.item() if inside else 0)
+
+    def _store(self, op: Op, add: bool) -> None:
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        value = self.values[op.operands[0]]
+        index, inside = self._where(op, op.operands[0].type if op.attrs["tile"] else None)
+        full = np.broadcast_arrays(np.asarray(value), inside, *index)
+        mask = full[1].astype(bool)
+        places = tuple(i[mask] for i in full[2:])
+        if add:
+            np.add.at(tensor, places, full[0][mask])
+        else:
+            tensor[places] = full[0][mask]
+
+    def do_store(self, op: Op) -> None:
+        self._store(op, False)
+
+    def do_store_add(self, op: Op) -> None:
+        self._store(op, True)
+
+    def _rows(self, op: Op, rows: np.ndarray, axis: Axis):
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        d = op.attrs["row_dim"]
+        index, _ = self._where(op, Type(DTYPE, (axis,)))
+        index = [i[None, :] if i.ndim == 1 else i for i in index]
+        index[d] = rows[:, None]  # type: ignore[call-overload]
+        inside = np.array(True)
+        for i, n in zip(index, tensor.shape, strict=True):
+            inside = inside & (i >= 0) & (i < n)
+        return tensor, np.broadcast_arrays(inside, *index)
+
+    def do_gather_rows(self, op: Op):
+        rows = np.asarray(self.values[op.operands[0]])
+        tensor, (inside, *index) = self._rows(op, rows, op.result.type.axes[1])
+        safe = [np.clip(i, 0, max(0, n - 1)) for i, n in zip(index, tensor.shape, strict=True)]
+        return np.where(inside, tensor[tuple(safe)], 0)
+
+    def _scatter(self, op: Op, add: bool) -> None:
+        value, rows = (np.asarray(self.values[v]) for v in op.operands)
+        n = min(len(value), len(rows))
+        tensor, (inside, *index) = self._rows(op, rows[:n], op.operands[0].type.axes[1])
+        places = tuple(i[inside] for i in index)
+        if add:
+            np.add.at(tensor, places, value[:n][inside])
+        else:
+            tensor[places] = value[:n][inside]
+
+    def do_scatter_rows(self, op: Op) -> None:
+        self._scatter(op, False)
+
+    def do_scatter_add_rows(self, op: Op) -> None:
+        self._scatter(op, True)
+
+
+def _numpy(dtype: DType):
+    return {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype.kind]
+
+
+DTYPE = DType("f32", "float32", 32, "float")
