@@ -122,6 +122,8 @@ def as_int(value: object) -> int | None:
 
 #: A proof takes few steps or is not found: the search for one is cut off here.
 _MAX_STEPS = 40
+#: How far above its lower bound a symbol without an upper one is tried.
+_SPREAD = (0, 1, 2, 7, 63, 64, 300)
 
 
 @dataclass
