@@ -245,6 +245,15 @@ class Facts:
     def _weaker(self, expr: Expr) -> Iterable[Expr]:
         atoms = [a for a in expr.atoms(FloorDiv, FloorMod, Min, Max)]
         yield from self._monotone(expr, [a for a in atoms if isinstance(a, FloorDiv)])
+        for atom in atoms:
+            dummy = sympy.Dummy("t", integer=True)
+            swapped = expr.xreplace({atom: dummy})
+            slope = _slope(swapped, dummy)
+            if slope is None:
+                continue
+            sign = self._sign(slope)
+            rest = sympy.expand(swapped - slope * dummy)
+            yield from self._atom_bounds(atom, slope, sign, rest)
         symbols = [s for s in reversed(list(self.ranges)) if s in expr.free_symbols]
         for symbol in symbols:
             if any(symbol in a.free_symbols for a in atoms):
@@ -258,15 +267,6 @@ class Facts:
             if bound is not None:
                 yield expr.subs(symbol, bound)
                 return  # ranges are triangular: the innermost symbol goes first, always
-        for atom in atoms:
-            dummy = sympy.Dummy("t", integer=True)
-            swapped = expr.xreplace({atom: dummy})
-            slope = _slope(swapped, dummy)
-            if slope is None:
-                continue
-            sign = self._sign(slope)
-            rest = sympy.expand(swapped - slope * dummy)
-            yield from self._atom_bounds(atom, slope, sign, rest)
 
     def _monotone(self, expr: Expr, quotients: list[Expr]) -> Iterable[Expr]:
         """c // b - a // b >= 0 where c >= a: drop such pairs."""
