@@ -1,0 +1,15 @@
+"""The command ``tkpy``: list, show, export, check, inspect and demo."""
+
+from tkpy.cli.app import app
+from tkpy.cli.check import check
+from tkpy.cli.demo import demo
+from tkpy.cli.export import export
+from tkpy.cli.inspect import inspect
+from tkpy.cli.listing import list_kernels
+from tkpy.cli.show import show
+
+__all__ = ["app"]
+
+app.command("list")(list_kernels)
+for command in (show, export, check, inspect, demo):
+    app.command()(command)

@@ -1,0 +1,59 @@
+"""The typer application and how it fails: a message, never a traceback, for what we refuse."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
+
+import tkpy
+from codegen.aot import ToolMissing, UnknownTarget
+from tkpy.ahead import SettingError
+from tkpy.errors import TkError
+
+
+class NotFound(TkError):
+    """A name on the command line that names nothing; exit status 2, as for any usage error."""
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (TkError, UnknownTarget, ToolMissing) as e:
+            complain(str(e))
+            raise typer.Exit(2 if isinstance(e, NotFound | SettingError) else 1) from None
+
+
+def complain(message: str, word: str = "error") -> None:
+    """Print ``message`` on standard error, lines unbroken so that a place can be clicked."""
+    colour = "yellow" if word == "warning" else "red"
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"[bold {colour}]{word}:[/] {escape(message)}"
+    )
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="tkpy",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def main(
+    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
+) -> None:
+    """Kernels written in tiles: look at what they become, check them, measure what was obtained.
+
+    KERNEL is the name of a registered kernel (see [bold]tkpy list[/]) or one in a file of your
+    own: [bold]path/to/file.py:kernel[/].
+    """
+    if version:
+        typer.echo(f"tkpy {tkpy.__version__}")
+        raise typer.Exit

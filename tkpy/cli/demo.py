@@ -1,0 +1,5 @@
+"""``tkpy demo``."""
+
+
+def demo() -> None:
+    """Not yet."""

@@ -1,0 +1,40 @@
+"""``tkpy export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tkpy.cli.find import find
+from tkpy.cli.options import Constants, Dims, Dtype, DtypeName, KernelName, setting
+from tkpy.cli.output import console, print_code
+from tkpy.export import export_source, write
+
+
+def export(
+    kernel: KernelName,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to; standard output if absent or -."
+        ),
+    ] = None,
+    dtype: DtypeName = Dtype.bf16,
+    dim: Dims = None,
+    constant: Constants = None,
+    force: Annotated[bool, typer.Option(help="Replace FILE, whatever it holds.")] = False,
+) -> None:
+    """Write a kernel as a Python file that needs only triton and torch.
+
+    The function in it has the kernel's name and arguments. One variant is compiled into it: its
+    dtypes, its constants and the sizes of the dimensions that are tile sides are asserted.
+    """
+    found = find(kernel)
+    source = export_source(found.kernel, setting(found.kernel, dtype, dim, constant))
+    if output is None or str(output) == "-":
+        print_code(source, "python")
+        return
+    write(output, source, force)
+    console().print(f"{output}: {found.name}, {len(source.splitlines())} lines", soft_wrap=True)
