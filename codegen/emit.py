@@ -32,6 +32,7 @@ from codegen.ir import (
 from codegen.ops import TABLE
 from codegen.ops.base import ADD, ATOM, LOWEST, MUL, Text
 from codegen.ops.mask import COL, ROW
+from codegen.rewrite import uses_value
 
 # Kinds whose result is worth a line of its own even when nobody named it: moving a load into a
 # later expression could carry it past a store.
@@ -125,7 +126,7 @@ class Printer:
         self.scopes[-1].lines += wrapped(body)
 
     @contextmanager
-    def scope(self, symbols: Iterable[Symbol], facts: Facts):
+    def scope(self, symbols: Iterable[Symbol], facts: Facts, keep: Iterable[str] = ()):
         """A deeper level. The caller places its lines, after what was shared outwards meanwhile."""
         inner = Scope(symbols=set(symbols), facts=facts)
         self.scopes.append(inner)
@@ -133,8 +134,11 @@ class Printer:
         yield inner
         self.scopes.pop()
         # What was named inside cannot be seen from outside; its names are free again.
+        # Those in ``keep`` were there before: variables that a loop rebinds.
         for value in [v for v in self.names if v not in before]:
-            self.taken.discard(self.names.pop(value))
+            name = self.names.pop(value)
+            if name not in keep:
+                self.taken.discard(name)
         self.taken -= set(inner.shared.values())
         inner.lines = [f"    {line}" for line in inner.lines or ["pass"]]
 
@@ -254,11 +258,11 @@ class Printer:
                 continue
             body = " & ".join(f"({c})" for c in mine) if len(mine) > 1 else mine[0]
             spread = "" if rank == 1 else ("[:, None]" if k == 0 else "[None, :]")
-            parts.append(f"({body}){spread}" if spread or len(mine) > 1 else body)
+            parts.append(f"({body}){spread}" if spread else body)
         parts += [f"({c})" for c in scalars]
         if len(parts) == 1:
             return parts[0]
-        body = " & ".join(p if p.startswith("(") else f"({p})" for p in parts)
+        body = " & ".join(p if p.startswith("(") and " & " not in p else f"({p})" for p in parts)
         return self.share_text(body, "live") if len(body) > 30 else body
 
     def relation(self, pred, type_: Type) -> str:
@@ -511,7 +515,8 @@ class Printer:
         word = f"tl.range({bounds}, num_stages={stages})" if stages else f"range({bounds})"
         head = [*self.comment(op.loc), f"for {self.symbol_names[symbol]} in {word}:"]
         inner_symbols = {symbol} | {a.symbol for a in body.args if a.symbol is not None}
-        with self.scope(inner_symbols, trip_facts(op, self.scopes[-1].facts)) as inner:
+        facts = trip_facts(op, self.scopes[-1].facts)
+        with self.scope(inner_symbols, facts, carried) as inner:
             self.region(body)
             self._rebind(carried, body)
         self.scopes[-1].lines += head + inner.lines
@@ -546,7 +551,7 @@ class Printer:
             if k == 1 and not names and len(region.ops) == 1:
                 continue
             out.append(f"if {word}:" if k == 0 else "else:")
-            with self.scope((), self.scopes[-1].facts) as inner:
+            with self.scope((), self.scopes[-1].facts, names) as inner:
                 self.region(region)
                 for name, value in zip(names, region.terminator.operands, strict=True):
                     text_ = self.ref(value, LOWEST)
@@ -629,17 +634,6 @@ def _last_use(value: Value, region: Region) -> int:
         if uses_value(op, value):
             last = position
     return last
-
-
-def uses_value(op: Op, value: Value) -> bool:
-    """True if ``op`` or anything inside it reads ``value``, as an operand or by its symbol."""
-    if value in op.operands:
-        return True
-    if value.symbol is not None and value.symbol in op.attr_symbols():
-        return True
-    if value.symbol is not None and any(value.symbol in r.type.free_symbols() for r in op.results):
-        return True
-    return any(uses_value(inner, value) for r in op.regions for inner in r.ops)
 
 
 def count_uses(fn: Function) -> dict[Value, int]:

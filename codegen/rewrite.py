@@ -31,6 +31,17 @@ def regions_of(region: Region) -> Iterator[Region]:
             yield from regions_of(inner)
 
 
+def uses_value(op: Op, value: Value) -> bool:
+    """True if ``op`` or anything inside it reads ``value``, as an operand or by its symbol."""
+    if value in op.operands:
+        return True
+    if value.symbol is not None and value.symbol in op.attr_symbols():
+        return True
+    if value.symbol is not None and any(value.symbol in r.type.free_symbols() for r in op.results):
+        return True
+    return any(uses_value(inner, value) for r in op.regions for inner in r.ops)
+
+
 def replace_uses(region: Region, mapping: dict[Value, Value]) -> None:
     """Every use of a key becomes a use of its value, symbols in expressions included."""
     if not mapping:

@@ -55,7 +55,7 @@ CONST = OpDef("const", lambda fn, op: [Type(op.attrs["dtype"])], _emit_const)
 FULL = OpDef("full", _full_type, _emit_full)
 SPLAT = OpDef("splat", _full_type, _emit_splat)
 IOTA = OpDef("iota", _full_type, _emit_iota)
-INDEX = OpDef("index", _index_type, lambda e, op: (e.index(op.attrs["expr"], ADD), ADD))
+INDEX = OpDef("index", _index_type, lambda e, op: (e.index(op.attrs["expr"]), LOWEST))
 ARGUMENT = OpDef(
     "argument",
     lambda fn, op: [Type(fn.param(op.attrs["param"]).dtype)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from codegen.expr import Symbol
 from codegen.ir import Function, Op, Region, Value
 from codegen.ops import TABLE
-from codegen.rewrite import replace_uses
+from codegen.rewrite import replace_uses, uses_value
 
 
 def drop_dead(fn: Function) -> None:
@@ -94,11 +94,8 @@ def _read(arg: Value, body: Region, carry: int) -> bool:
     for op in body.ops:
         if op.kind == "yield":
             return any(v in chain for k, v in enumerate(op.operands) if k != carry)
-        touched = any(v in chain for v in op.operands) or any(
-            v.symbol is not None and v.symbol in op.attr_symbols() for v in chain
-        )
-        inner = any(v in chain for r in op.regions for o in r.walk() for v in o.operands)
-        if inner or (touched and (not TABLE[op.kind].pure or op.regions)):
+        touched = any(uses_value(op, v) for v in chain)
+        if touched and (not TABLE[op.kind].pure or op.regions):
             return True
         if touched:
             chain |= set(op.results)
