@@ -96,7 +96,7 @@ def call_of(kernel: Kernel, setting: Setting, device: str = "cuda") -> Call:
         if not isinstance(p.spec, TensorSpec):
             arguments[p.name] = 1
         elif p.spec.role != "out":
-            arguments[p.name] = _empty(p.spec, sizes, dtype)
+            arguments[p.name] = _empty(p.spec.settled(given), sizes, dtype)
         elif p.spec.optional:
             arguments[p.name] = True
     call = kernel.binder.collect((), arguments)

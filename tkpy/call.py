@@ -289,7 +289,7 @@ class Binder:
         known: dict[Symbol, int] = {}
         for bare in (True, False):
             for name, t in call.tensors.items():
-                for axis, size in enumerate(self.names[name].spec.dims):
+                for axis, size in enumerate(self.names[name].spec.settled(call.constants).dims):
                     if isinstance(size, Symbol) is not bare:
                         continue
                     self._one_size(name, axis, t, size, known, origin)

@@ -108,7 +108,7 @@ class _Function:
 
     def __init__(self, kernel: Kernel, key: VariantKey, lowered: Lowered):
         self.kernel, self.key, self.lowered = kernel, key, lowered
-        self.signature = kernel.signature
+        self.signature = kernel.signature.settled(dict(key.constants))
         self.dtypes = dict(key.dtypes)
         self.constants = dict(key.constants)
         self.tensors = [p for p in self.signature.tensors if p.name in key.present]

@@ -91,6 +91,7 @@ def lower(
 
 def _walk(fn: Callable, signature: Signature, key: VariantKey) -> tuple[Function, Walker]:
     static = dict(key.static)
+    signature = signature.settled(dict(key.constants))
     subs = {sym(n): sympy.Integer(v) for n, v in static.items()}
     ir = Function(signature.name, wide=key.wide, aligned=key.aligned)
     ir.dims = [d for d in signature.dims if d.name not in static]

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from codegen.expr import Expr, Symbol, parse
 from codegen.ir import DTYPES, DType, bf16, f16, f32
@@ -26,26 +27,47 @@ class TensorSpec:
 
     ``dtype`` is a concrete type or the name of a type variable: parameters that name the same
     variable have the same dtype, one of f32, bf16, f16. The default variable is "T".
+
+    ``tk.Global["K M if trans_a else M K"]`` has the dimensions ``other`` where the constant
+    ``when`` is true, else ``dims``.
     """
 
     role: str
     dims: tuple[Expr, ...]
     dtype: DType | str = "T"
     optional: bool = False
+    when: str = ""
+    other: tuple[Expr, ...] = ()
 
     def __or__(self, other: object) -> TensorSpec:
         if other is None or other is type(None):
-            return TensorSpec(self.role, self.dims, self.dtype, True)
+            return replace(self, optional=True)
         return NotImplemented
+
+    @property
+    def sizes(self) -> str:
+        """The dimensions as the author writes them."""
+        dims = _dims_text(self.dims)
+        return f"{_dims_text(self.other)} if {self.when} else {dims}" if self.when else dims
+
+    def settled(self, constants: Mapping[str, object]) -> TensorSpec:
+        """With the dimensions that it has for these compile-time constants."""
+        if not self.when:
+            return self
+        dims = self.other if constants.get(self.when) else self.dims
+        return replace(self, dims=dims, when="", other=())
 
     def __call__(self):  # typing accepts callables as annotations
         raise TypeError("a tensor annotation is not a constructor")
 
     def __str__(self) -> str:
         word = {"in": "Global", "out": "Out", "inout": "InOut"}[self.role]
-        dims = " ".join(str(d).replace(" ", "") for d in self.dims)
         tail = "" if self.dtype == "T" else f", {self.dtype}"
-        return f'tk.{word}["{dims}"{tail}]' + (" | None" if self.optional else "")
+        return f'tk.{word}["{self.sizes}"{tail}]' + (" | None" if self.optional else "")
+
+
+def _dims_text(dims: tuple[Expr, ...]) -> str:
+    return " ".join(str(d).replace(" ", "") for d in dims)
 
 
 class _TensorAnnotation:
@@ -58,7 +80,18 @@ class _TensorAnnotation:
             raise TkError(f'dimensions are a string of names such as "B N D", not {dims!r}')
         if not isinstance(dtype, DType | str):
             raise TkError(f"{dtype!r} is not an element type; use tk.f32, tk.bf16, ... or a name")
-        return TensorSpec(self.role, tuple(parse(d) for d in dims.split()), dtype)
+        choice = re.fullmatch(r"(.*) if (\w+) else (.*)", dims)
+        other, when, dims = choice.groups() if choice else ("", "", dims)
+        if when and self.role == "out":
+            raise TkError(f'an output has one shape, not "{other} if {when} else {dims}"')
+        one, two = (tuple(parse(d) for d in part.split()) for part in (dims, other))
+        if when and (len(one) != len(two) or _symbols(one) != _symbols(two)):
+            raise TkError(f'"{other}" and "{dims}" must have the same dimensions, in another order')
+        return TensorSpec(self.role, one, dtype, when=when, other=two)
+
+
+def _symbols(dims: tuple[Expr, ...]) -> set[Expr]:
+    return {s for d in dims for s in d.free_symbols}
 
 
 #: A tensor that the kernel reads. ``tk.Global["B H N D"]`` or ``tk.Global["N", tk.i32]``.
@@ -155,6 +188,14 @@ class Signature:
                     out[s] = None
         return list(out)
 
+    def settled(self, constants: Mapping[str, object]) -> Signature:
+        """The signature with the dimensions that tensors have for these constants."""
+        specs = [
+            replace(p, spec=p.spec.settled(constants)) if isinstance(p.spec, TensorSpec) else p
+            for p in self.parameters
+        ]
+        return replace(self, parameters=specs)
+
     def parameter(self, name: str) -> Parameter:
         return next(p for p in self.parameters if p.name == name)
 
@@ -185,6 +226,10 @@ def read_signature(fn: Callable, conditions: tuple[str, ...] = ()) -> Signature:
         )
     signature = Signature(fn.__name__, parameters, [Condition.of(c) for c in conditions])
     known = {s.name for s in signature.dims} | {p.name for p in parameters}
+    constants = {p.name for p in signature.constants}
+    for p in signature.tensors:
+        if p.spec.when and p.spec.when not in constants:  # type: ignore[union-attr]
+            raise TkError(f"{where}: {p.name} is {p.spec}, and {p.spec.when} is no constant")  # type: ignore[union-attr]
     for c in signature.conditions:
         if c.names - known:
             raise TkError(f"{where}: precondition {c.source!r} names {sorted(c.names - known)}")

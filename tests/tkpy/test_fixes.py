@@ -1,8 +1,12 @@
 """Defects found by writing kernels, each with the smallest program that shows it."""
 
+import pytest
+import torch
 from sympy import Integer, Max
 
+import tkpy as tk
 from codegen.expr import _MAX_STEPS, Facts, FloorDiv, sym
+from tkpy.errors import TkError
 
 
 def test_a_proof_that_does_not_exist_is_given_up_soon():
@@ -21,3 +25,26 @@ def test_a_proof_that_does_not_exist_is_given_up_soon():
     facts = Facts(ranges)
     assert not facts.nonnegative(-m + n + c - r - 64 * i + 64 * j + w - 1)
     assert facts._steps <= _MAX_STEPS
+
+
+@tk.kernel
+def copy_of(x: tk.Global["N M if turned else M N"], y: tk.Out["M N"], *, turned: bool = False):
+    i = tk.grid(tk.cdiv("M", 16))
+    if turned:
+        tk.store(y, tk.load(x, (0, i), shape=("N", 16)).T, (i, 0))
+    else:
+        tk.store(y, tk.load(x, (i, 0), shape=(16, "N")), (i, 0))
+
+
+def test_a_constant_decides_the_order_of_dimensions():
+    x = torch.randn(20, 7)
+    assert torch.equal(copy_of(x), x)
+    assert torch.equal(copy_of(x, turned=True), x.T)
+    assert 'tk.Global["N M if turned else M N"]' in str(copy_of.signature.tensors[0].spec)
+
+
+def test_dimensions_in_a_choice_are_the_same_ones():
+    with pytest.raises(TkError, match="the same dimensions"):
+        tk.Global["N K if turned else M N"]
+    with pytest.raises(TkError, match="an output has one shape"):
+        tk.Out["N M if turned else M N"]

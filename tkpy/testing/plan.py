@@ -369,7 +369,7 @@ class Plan:
             recipe = example.recipes.get(p.name, Recipe())
             made = tensor(
                 recipe.kind,
-                _shape(p.spec, example.sizes),
+                _shape(p.spec, {**dict(setting.constants), **example.sizes}),
                 getattr(torch, TORCH_NAMES[dtype.name]),
                 seed=recipe.seed,
                 layout=recipe.layout,
@@ -452,7 +452,7 @@ def _names(tree) -> set[str]:
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, object]) -> tuple[int, ...]:
-    return tuple(_number(d, sizes) for d in spec.dims)
+    return tuple(_number(d, sizes) for d in spec.settled(sizes).dims)
 
 
 def _number(e: Expr, sizes: Mapping[str, object]) -> int:
