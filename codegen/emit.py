@@ -520,6 +520,8 @@ class Printer:
             self.region(body)
             self._rebind(carried, body)
         self.scopes[-1].lines += head + inner.lines
+        for arg in body.args:
+            del self.names[arg]
         for result, name in zip(op.results, carried, strict=True):
             self.names[result] = name
             if result.symbol is not None:

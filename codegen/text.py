@@ -4,7 +4,7 @@
       dims N
       grid i = `(N + 63) // 64`
       range N: `0` .. none
-      %v.0 = load() {param = "x", start = (`i * 64`, `0`), ...}
+      %0 = load() {param = "x", start = (`i * 64`, `0`), ...}
           : tile<64[N - i * 64] x 48[40], f32> @7
       ...
     }
@@ -90,10 +90,10 @@ class _Writer:
         return [f"{pad}{head}{tail}"]
 
     def define(self, value: Value) -> str:
-        base = re.sub(r"\W", "_", value.hint) or "v"
+        base = re.sub(r"\W", "_", value.hint)
         k = self.taken.get(base, -1) + 1
         self.taken[base] = k
-        self.names[value] = f"%{base}" if value.hint and not k else f"%{base}.{k}"
+        self.names[value] = f"%{base}{f'.{k}' if k else ''}" if base else f"%{k}"
         symbol = f"[{value.symbol.name}]" if value.symbol is not None else ""
         return self.names[value] + symbol
 
@@ -267,8 +267,8 @@ class _Reader:
 
     def define(self) -> Value:
         name = self.take("value")
-        base, _, number = name[1:].partition(".")
-        hint = "" if base == "v" and number else base
+        base = name[1:].partition(".")[0]
+        hint = "" if base.isdigit() else base
         value = Value(Type(DTYPES["f32"]), hint)
         if self.accept("["):
             value.symbol = sym(self.take("word"))

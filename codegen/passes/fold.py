@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from codegen.ir import Function, Op, Region, Value, i32
+from codegen.ir import Function, Op, Region, Value
 from codegen.ops import TABLE
 from codegen.rewrite import build, replace_uses
 
@@ -75,6 +77,11 @@ def _literal(fn: Function, op: Op) -> Op | None:
     return build(fn, "full", [], attrs, loc=op.loc)
 
 
+def _positive_zero(number: float | int | bool | None) -> bool:
+    # -0.0 - 0.0 is -0.0, but -0.0 + 0.0 and -0.0 - -0.0 are 0.0.
+    return number == 0 and math.copysign(1, number) > 0
+
+
 def _identity(op: Op) -> Value | None:
     """The operand that ``op`` returns unchanged, bit for bit, whatever it is."""
     values = op.operands
@@ -86,7 +93,7 @@ def _identity(op: Op) -> Value | None:
         return values[0]
     if op.kind == "transpose" and values[0].op is not None and values[0].op.kind == "transpose":
         return values[0].op.operands[0]
-    if op.kind == "sub" and values[0].type.dtype == i32 and _number(values[1]) == 0:
+    if op.kind == "sub" and values[0].type.rank and _positive_zero(_number(values[1])):
         return values[0]
     if op.kind == "fill_dead" and values[0].type.full:
         return values[0]
