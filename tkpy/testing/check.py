@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import hypothesis
+import hypothesis.configuration
 from hypothesis import HealthCheck, Phase, Verbosity
 
+from codegen.module import cache_dir
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
 from tkpy.testing.model import Model
@@ -18,7 +22,7 @@ from tkpy.testing.refusals import check_refusals
 from tkpy.testing.run import Failed, Runner
 from tkpy.testing.strategies import examples as examples_of
 
-_SHRINK_SECONDS = 20.0
+_SHRINK_SECONDS, _SHRINK_RUNS = 10.0, 150
 
 
 @dataclass(frozen=True)
@@ -50,32 +54,37 @@ class _Search:
 
     def __init__(self, runner: Runner, total: int, progress: Callable[[int, int], None] | None):
         self.runner, self.total, self.progress = runner, total, progress
-        self.done = 0
+        self.done = self.shrinks = 0
         self.failures: dict[str, Failed] = {}
         self.last: Failed | None = None
         self.since = 0.0
 
     def __call__(self, example: Example) -> None:
+        # Always the same exception from the same line: to hypothesis they are one failure.
+        failed = self._run(example)
+        if failed is not None:
+            self.last = failed
+            raise Failed(failed.text, failed.ratio)
+
+    def _run(self, example: Example) -> Failed | None:
         text = repr(example)
         if text in self.failures:
-            self._fail(self.failures[text])
-        if self.last is not None and time.monotonic() - self.since > _SHRINK_SECONDS:
-            return
-        if self.last is None:
+            return self.failures[text]
+        if self.failures:
+            self.shrinks += 1
+            if self.shrinks > _SHRINK_RUNS or time.monotonic() - self.since > _SHRINK_SECONDS:
+                return None
+        else:
             self.done += 1
         try:
             self.runner.run(example)
         except Failed as e:
+            self.since = self.since or time.monotonic()
             self.failures[text] = e
-            self._fail(e)
-        if self.last is None and self.progress:
+            return e
+        if not self.failures and self.progress:
             self.progress(self.done, self.total)
-
-    def _fail(self, e: Failed) -> None:
-        if self.last is None:
-            self.since = time.monotonic()
-        self.last = e
-        raise Failed(e.text, e.ratio)  # always from this line: one failure to hypothesis
+        return None
 
 
 def check(
@@ -161,6 +170,19 @@ def check(
     )
 
 
+@contextmanager
+def _storage():
+    """Hypothesis keeps notes in a folder: ours, not a new one wherever the user happens to be."""
+    name = "__hypothesis_home_directory"
+    before = vars(hypothesis.configuration).get(name)
+    if before is None and not os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY"):
+        hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")
+    try:
+        yield
+    finally:
+        hypothesis.configuration.set_hypothesis_home_dir(before)
+
+
 def _explore(search: _Search, plan: Plan, count: int, seed: int) -> Failed | None:
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -178,7 +200,7 @@ def _explore(search: _Search, plan: Plan, count: int, seed: int) -> Failed | Non
         search(example)
 
     try:
-        with warnings.catch_warnings():
+        with _storage(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             run()
     except Failed as e:

@@ -1,12 +1,16 @@
 """When is an output right: the error model, and the comparison that applies it.
 
     |out - ref| <= (c * eps(f32) + roundings * eps(operands) / 2) * terms
-                   + half an ulp of the output + its smallest subnormal
+                   + half an ulp of the output + what underflow can take away
 
 ``terms`` is, for each output element, the sum of the absolute values of what is added up to
 give it. Arithmetic is in fp32, so every term carries a few fp32 roundings (``c``); where operands
 are 16 bit wide a kernel may also round what it made of them back to 16 bits before it multiplies
 again (attention's probabilities), so a term may carry ``roundings`` of those.
+
+Underflow: numbers below the smallest normal one of fp32 are not told apart, nor what 64 terms
+lose that are below the smallest subnormal of fp16 when a kernel rounds them to fp16 operands;
+both in units of the largest input.
 
 A reference that does not come with ``terms`` gets them derived: sum over inputs of
 |d out / d in| * |in|, which for a sum of products is exactly the sum of |terms|, and which also
@@ -40,18 +44,30 @@ class Model:
     c: float = 8.0
     roundings: float = 2.0
 
-    def bound(self, expected, terms, derived, dtype: torch.dtype, operand_eps: float):
+    def bound(self, expected, terms, derived, dtype: torch.dtype, inputs: Sequence[torch.Tensor]):
         """Largest allowed |out - expected|, elementwise, in float64.
 
         terms: the author's sum of |terms|, or None. derived: the estimate of ``conditioning``.
-        operand_eps: eps of the 16-bit inputs, or 0.
+        dtype: the output's. inputs: the tensors that the kernel was given.
         """
+        floats = [t for t in inputs if t.is_floating_point()]
+        short = {t.dtype for t in floats if t.element_size() == 2}
+        operand_eps = max([torch.finfo(d).eps for d in short], default=0.0)
+        lost = torch.finfo(torch.float32).smallest_normal
+        if self.roundings and short:
+            lost += 64 * max(torch.finfo(d).smallest_normal * torch.finfo(d).eps for d in short)
+        lost *= max([1.0, *(_largest(t) for t in floats)])
         size = expected.abs().nan_to_num(0.0, posinf=0.0)
         at32 = torch.maximum(derived.nan_to_num(0.0, posinf=0.0), size)
         at16 = at32 if terms is None else torch.maximum(terms.nan_to_num(0.0, posinf=0.0), size)
         slack = self.c * EPS32 * torch.maximum(at32, at16) + self.roundings * operand_eps / 2 * at16
         info = torch.finfo(dtype)
-        return slack + half_ulp(size + slack, dtype) + info.smallest_normal * info.eps
+        return slack + half_ulp(size + slack, dtype) + info.smallest_normal * info.eps + lost
+
+
+def _largest(t: torch.Tensor) -> float:
+    finite = t[t.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def half_ulp(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,6 @@ every value of every axis where there are enough of them; examples vary everythi
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -190,12 +189,15 @@ class Plan:
             bool(chosen["unit"]),
         )
         self.shapes[setting] = Shapes()
-        draw = lambda options, name: rng.choice(options)  # noqa: E731
+
+        def draw(options, weights=None):
+            return rng.choices(options, weights)[0]
+
         try:
-            sizes = self.draw_sizes(setting, draw, static_pool=_STATIC)
+            sizes = self.draw_sizes(setting, draw, static_pool=True)
         except Infeasible:
             return None
-        scalars = self.draw_scalars(setting, sizes, lambda options, name: options[0])
+        scalars = self.draw_scalars(setting, sizes, lambda options, weights=None: options[0])
         example = Example(setting, sizes, scalars, {})
         try:
             key = self.key_of(example)
@@ -214,7 +216,7 @@ class Plan:
 
     # -- sizes and scalars -----------------------------------------------------------------
 
-    def solver(self, setting: Setting, static_pool: list[int] | None = None) -> Solver:
+    def solver(self, setting: Setting, static_pool: bool = False) -> Solver:
         shapes = self.shapes[setting]
         integers = [
             p.name
@@ -236,7 +238,7 @@ class Plan:
             sides = {s for s in shapes.sides.get(d, ()) if s > 1}
             pools[d] = _around(sides | ints) if sides else list(_SMALL)
             if static_pool:
-                pools[d] = [*static_pool, *_SMALL]
+                pools[d] = list(dict.fromkeys([*_STATIC, *_SMALL]))
         for name in integers:
             default = self.signature.parameter(name).default
             first = [default] if isinstance(default, int) else []
@@ -282,8 +284,8 @@ class Plan:
         p = self.signature.parameter(name)
         return not p.spec.dtype.is_float and self.given(setting, p)  # type: ignore[union-attr]
 
-    def draw_sizes(self, setting: Setting, draw, static_pool=None) -> dict[str, int]:
-        """Sizes and integer scalars; ``draw(options, name)`` picks one of a list."""
+    def draw_sizes(self, setting: Setting, draw, static_pool: bool = False) -> dict[str, int]:
+        """Sizes and integer scalars; ``draw(options, weights)`` picks one of a list."""
         solver = self.solver(setting, static_pool)
         constants = dict(setting.constants)
         known: dict[str, object] = {**constants, **dict(setting.static)}
@@ -299,7 +301,8 @@ class Plan:
             if not options:
                 raise Infeasible(setting)
             cheap = [v for v in options if self._affordable(setting, {**known, name: v})]
-            known[name] = draw(cheap or [min(options, key=abs)], name)
+            cheap = cheap or [min(options, key=abs)]
+            known[name] = draw(cheap, [_weight(v) for v in cheap])
         return {n: known[n] for n in solver.names}  # type: ignore[misc]
 
     def _affordable(self, setting: Setting, known: Mapping[str, object]) -> bool:
@@ -328,7 +331,7 @@ class Plan:
                 known = {**dict(setting.constants), **sizes, **out}
                 domain = self.domains.get(p.name, Domain())
                 options = _float_options(p, resolve(domain, known, p.spec.dtype))
-                out[p.name] = draw(options, p.name)
+                out[p.name] = draw(options, [0.2 if abs(v) < 1e-3 else 1.0 for v in options])
         return out
 
     # -- making the arguments --------------------------------------------------------------
@@ -424,6 +427,11 @@ def _around(sides: set[int]) -> list[int]:
     return list(dict.fromkeys(out))
 
 
+def _weight(size: int) -> float:
+    """Empty tensors are legal but say little; two tiles say more than one."""
+    return 0.08 if size == 0 else 2.0 if size > 64 else 1.0
+
+
 def _divisors_first(order: list[str], solver: Solver) -> list[str]:
     rank = {n: k for k, n in enumerate(solver.order())}
     tied = {n for c in solver.constraints if len(c.names) > 1 for n in c.names}
@@ -464,4 +472,4 @@ def _number(e: Expr, sizes: Mapping[str, object]) -> int:
     return int(e.subs({s: sizes.get(s.name, 1) for s in e.free_symbols}))
 
 
-__all__ = ["Example", "Infeasible", "Plan", "Recipe", "Setting", "Shapes", "itertools"]
+__all__ = ["Example", "Infeasible", "Plan", "Recipe", "Setting", "Shapes"]

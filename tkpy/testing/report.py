@@ -11,7 +11,7 @@ from tkpy.kernel import Kernel
 from tkpy.testing.domains import Range
 from tkpy.testing.plan import Example, Plan, Recipe
 
-_WRITTEN_OUT = 40  # tensors up to this many elements are written out
+_WRITTEN_OUT = 16  # tensors up to this many elements are written out
 
 
 def describe(plan: Plan, example: Example) -> str:
@@ -94,7 +94,7 @@ def _odd(lines: list[str]) -> bool:
 def _tensor_text(t: torch.Tensor, recipe: Recipe, range_: Range) -> tuple[str, set[str]]:
     relative = any(isinstance(b, torch.Tensor) for b in (range_.low, range_.high))
     if t.numel() <= _WRITTEN_OUT or relative:
-        values = t.contiguous().tolist()
+        values = _shortest(t.contiguous().tolist(), t.dtype)
         shape = "" if t.numel() else f".reshape({tuple(t.shape)})"
         text = f"torch.tensor({_number_text(values)}, dtype={t.dtype}){shape}"
         if recipe.layout == "contiguous":
@@ -107,6 +107,19 @@ def _tensor_text(t: torch.Tensor, recipe: Recipe, range_: Range) -> tuple[str, s
     shape = ", ".join(map(str, t.shape))
     shape = f"({shape},)" if t.dim() == 1 else f"({shape})"
     return f'tensor("{recipe.kind}", {shape}, {t.dtype}, {", ".join(more)})', {"tensor"}
+
+
+def _shortest(value, dtype: torch.dtype):
+    """The same numbers, with no more digits than ``dtype`` needs."""
+    if isinstance(value, list):
+        return [_shortest(v, dtype) for v in value]
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    for digits in range(1, 17):
+        short = float(f"{value:.{digits}g}")
+        if torch.tensor(short, dtype=dtype).item() == value:
+            return short
+    return value
 
 
 def _number_text(value: object) -> str:

@@ -215,10 +215,7 @@ class Runner:
         )
         terms = ask(self.terms, values) if self.terms else None
         spare = self._spare(ask, moving, values, wanted)
-        operand = max(
-            [torch.finfo(t.dtype).eps for t in inputs.values() if t is not None and _is16(t)],
-            default=0.0,
-        )
+        given = [t for t in inputs.values() if t is not None]
         out = {}
         for position, k in enumerate(wanted):
             p = self._returned()[k]
@@ -229,7 +226,7 @@ class Runner:
                 continue
             torch_dtype = getattr(torch, TORCH_NAMES[dtype.name])
             term = None if terms is None else _double(terms[k])
-            bound = self.model.bound(_double(want), term, derived[position], torch_dtype, operand)
+            bound = self.model.bound(_double(want), term, derived[position], torch_dtype, given)
             alternative = None if spare is None else (spare[0][position], spare[1][position])
             out[p.name] = (_double(want), bound, alternative)
         return out
@@ -347,7 +344,3 @@ def poisoned(kernel: Kernel) -> Callable:
 
 def _double(t) -> torch.Tensor:
     return torch.as_tensor(t).double()
-
-
-def _is16(t: torch.Tensor) -> bool:
-    return t.is_floating_point() and t.element_size() == 2

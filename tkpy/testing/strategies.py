@@ -1,48 +1,83 @@
-"""Hypothesis strategies from a signature: a ``Plan`` in, ``Example``s out."""
+"""Hypothesis strategies from a signature: a ``Plan`` in, ``Example``s out.
+
+Hypothesis supplies bytes and shrinks them; ``Choices`` reads them. The last eight seed a random
+generator that makes every choice from a weighted list, so examples are spread as this file says
+(an engine that favours small and repeated values would spend most of them on empty tensors). The
+others are caps, a byte a choice: an option further right in its list than its cap is replaced by
+the one at the cap. Lists begin with what is simplest, so bytes that shrink make examples that
+shrink, one choice at a time, the others unchanged.
+"""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
 from tkpy.testing.data import KINDS, LAYOUTS, UNIT_LAYOUTS
 from tkpy.testing.plan import Example, Infeasible, Plan, Recipe, Setting, _shape
 
-_FLOAT_KINDS = [*KINDS[:2], *KINDS, "normal"]
-_INTEGER_KINDS = ["normal", "zeros", "ones", "normal"]
+_SEED_BYTES = 8
+_KIND_WEIGHTS = {
+    "integers": 1.5, "normal": 4.0, "zeros": 0.4, "ones": 0.5, "onehot": 0.8, "ties": 0.8,
+    "big": 1.5, "tiny": 1.0, "mixed": 2.0, "special": 0.6,
+}  # fmt: skip
+_INTEGER_WEIGHTS = {"normal": 4.0, "zeros": 1.0, "ones": 1.0}
+
+Option = TypeVar("Option")
 
 
-@st.composite
-def examples(draw, plan: Plan) -> Example:
-    """Calls of ``plan.kernel``. Everything is drawn from short lists whose first entry is the
-    simplest, so that a failing example shrinks to a small and plain one."""
-    setting = draw(st.sampled_from(plan.settings))
-    pick = lambda options, name: draw(st.sampled_from(options), label=name)  # noqa: E731
+class Choices:
+    """Reads choices from bytes; see the module's text."""
+
+    def __init__(self, raw: bytes):
+        self.rng = random.Random(raw[-_SEED_BYTES:])
+        self.caps = iter(raw[:-_SEED_BYTES])
+
+    def pick(self, options: Sequence[Option], weights: Sequence[float] | None = None) -> Option:
+        (target,) = self.rng.choices(range(len(options)), weights)
+        return options[min(target, next(self.caps, 255))]
+
+
+def examples(plan: Plan) -> st.SearchStrategy[Example]:
+    """Calls of ``plan.kernel`` that its signature allows."""
+    count = 3 + len(plan.signature.dims) + 3 * len(plan.signature.parameters)
+    size = _SEED_BYTES + count
+    return st.binary(min_size=size, max_size=size).map(lambda raw: example(plan, Choices(raw)))
+
+
+def example(plan: Plan, choices: Choices) -> Example:
+    """One example, chosen by ``choices``."""
+    setting = choices.pick(plan.settings)
     try:
-        sizes = plan.draw_sizes(setting, pick)
+        sizes = plan.draw_sizes(setting, choices.pick)
     except Infeasible:  # the setting was drawn with other pools; its own sizes always do
-        sizes = plan.draw_sizes(setting, pick, static_pool=[v for _, v in setting.static] or None)
-    scalars = plan.draw_scalars(setting, sizes, pick)
-    seed = draw(st.sampled_from(range(4096)), label="seed")
+        sizes = plan.draw_sizes(setting, choices.pick, static_pool=True)
+    scalars = plan.draw_scalars(setting, sizes, choices.pick)
+    seed = choices.pick(range(256))
+    guard = choices.pick((0, 1))
     recipes = {}
-    open_ = not setting.unit  # no tensor is strided within its rows yet
+    strided = setting.unit  # whether the variant is already the one for its innermost strides
     for k, p in enumerate(plan.signature.inputs):
         if not plan.given(setting, p):
             continue
-        shape = _shape(p.spec, sizes)
         kinds = _kinds(plan, p, setting)
-        layouts = _layouts(plan, p, setting.unit, open_, shape)
-        open_ = open_ and not set(layouts) <= {"transposed", "strided"}
-        recipes[p.name] = Recipe(
-            draw(st.sampled_from(kinds)), seed * 16 + k, draw(st.sampled_from(layouts))
+        layouts = _layouts(
+            plan, p, setting.unit, not strided, _shape(p.spec, {**dict(setting.constants), **sizes})
         )
-    return Example(setting, sizes, scalars, recipes, draw(st.sampled_from((0, 1))))
+        strided = strided or set(layouts) <= {"transposed", "strided"}
+        kind = choices.pick(list(kinds), list(kinds.values()))
+        recipes[p.name] = Recipe(kind, seed * 16 + k, choices.pick(layouts))
+    return Example(setting, sizes, scalars, recipes, guard)
 
 
-def _kinds(plan: Plan, p, setting: Setting) -> list[str]:
+def _kinds(plan: Plan, p, setting: Setting) -> dict[str, float]:
     if not plan.dtype_of(p.spec, setting).is_float:
-        return _INTEGER_KINDS
+        return _INTEGER_WEIGHTS
     allowed = plan.special is True or (plan.special is not False and p.name in plan.special)
-    return _FLOAT_KINDS if allowed else [k for k in _FLOAT_KINDS if k != "special"]
+    return {k: _KIND_WEIGHTS[k] for k in KINDS if allowed or k != "special"}
 
 
 def _layouts(plan: Plan, p, unit: bool, must: bool, shape: tuple[int, ...]) -> list[str]:
