@@ -6,6 +6,7 @@ from sympy import Integer, Max
 
 import tkpy as tk
 from codegen.expr import _MAX_STEPS, Facts, FloorDiv, sym
+from tkpy.ahead import Setting, lower_for
 from tkpy.errors import TkError
 
 
@@ -48,3 +49,20 @@ def test_dimensions_in_a_choice_are_the_same_ones():
         tk.Global["N K if turned else M N"]
     with pytest.raises(TkError, match="an output has one shape"):
         tk.Out["N M if turned else M N"]
+
+
+@tk.kernel
+def less_nothing(x: tk.Global["M"], y: tk.Out["M"], *, nothing: float = 0.0):
+    i = tk.grid(tk.cdiv("M", 16))
+    tk.store(y, tk.load(x, (i,), shape=16) - nothing, (i,))
+
+
+def test_less_nothing_costs_nothing_and_keeps_the_sign_of_zero():
+    x = torch.tensor([0.0, -0.0, 1.5, float("nan")])
+    assert torch.equal(less_nothing(x).view(torch.int32), x.view(torch.int32))
+    (kept, dropped) = (
+        " - "
+        in lower_for(less_nothing, Setting("f32", {}, {"nothing": n})).source.split("def l")[1]
+        for n in (-0.0, 0.0)
+    )
+    assert kept and not dropped
