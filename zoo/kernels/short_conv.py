@@ -1,0 +1,70 @@
+"""Causal depthwise convolution of width 2 to 4."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+import tkpy as tk
+
+
+@tk.function
+def inputs(x, state, b, t, j, past, rows, cols):
+    """Rows t - past to t - past + rows of the state's rows followed by those of x."""
+    xt = tk.load(x, (b, tk.at(t - past), j), (rows, cols), dtype=tk.f32)
+    if state is None:
+        return xt
+    before = tk.load(state, (b, tk.at(t - past + tk.dim("W - 1")), j), (rows, cols), dtype=tk.f32)
+    return xt + tk.fill_dead(before, 0.0)
+
+
+@tk.kernel(where=["2 <= W", "W <= 4"])
+def short_conv(
+    x: tk.Global["B N D"],
+    weight: tk.Global["D W"],
+    y: tk.Out["B N D"],
+    bias: tk.Global["D"] | None = None,
+    state: tk.Global["B W-1 D"] | None = None,
+    new_state: tk.Out["B W-1 D"] | None = None,
+    *,
+    activation: Literal["none", "silu"] = "none",
+    rows: int = 64,
+    cols: int = 64,
+):
+    """y[t] = f(sum over k of weight[k] x[t - (W - 1) + k] + bias), f none or silu.
+
+    x, y: [B, N, D]; weight: [D, W], weight[:, W - 1] that of the present; bias: [D]; state,
+    new_state: [B, W - 1, D], the inputs before the first and the last ones, oldest first (zeros
+    if no state is given); one dtype of f32, bf16, f16; sums in fp32. ``new_state=True`` asks for
+    the state to go on with: a sequence cut anywhere gives the same result. The convolution of
+    H3 and Mamba (``causal_conv1d``), channels last; BASED's is of width 3.
+    """
+    b, i, j = tk.grid("B", tk.cdiv("N", rows), tk.cdiv("D", cols))
+    acc = tk.zeros(rows, cols)
+    for k in range(tk.static("W")):
+        tap = tk.load(weight, (j, k), cols, axis=0, dtype=tk.f32)
+        acc += tap * inputs(x, state, b, i * rows, j, tk.static("W") - 1 - k, rows, cols)
+    if bias is not None:
+        acc += tk.load(bias, j, cols, dtype=tk.f32)
+    tk.store(y, tk.silu(acc) if activation == "silu" else acc, (b, i, j))
+    if new_state is not None and i == 0:
+        last = inputs(x, state, b, tk.dim("N"), j, tk.static("W") - 1, 16, cols)
+        tk.store(new_state, last, (b, 0, j))
+
+
+def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
+    bias, state = (None if t is None else t.abs() for t in (bias, state))
+    # The derivative of silu is at most 1.1.
+    return _short_conv_reference(x.abs(), weight.abs(), bias, state, "none")
+
+
+@short_conv.reference(
+    terms=_short_conv_terms, sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)}
+)
+def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
+    past = weight.shape[1] - 1
+    if state is None:
+        state = x.new_zeros(x.shape[0], past, x.shape[2])
+    x = torch.cat([state, x], 1)
+    y = F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
+    return (F.silu(y) if activation == "silu" else y), x[:, x.shape[1] - past :]
