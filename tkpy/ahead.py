@@ -25,6 +25,7 @@ from tkpy.signature import (
     TORCH_NAMES,
     ConstSpec,
     Parameter,
+    ScalarSpec,
     Signature,
     TensorSpec,
 )
@@ -91,7 +92,11 @@ def call_of(kernel: Kernel, setting: Setting, device: str = "cuda") -> Call:
     sizes = choose_sizes(signature, setting.sizes, given)
     arguments: dict[str, object] = dict(constants)
     for p in signature.parameters:
-        if isinstance(p.spec, ConstSpec) or (is_switch(p) and not setting.constants.get(p.name)):
+        if isinstance(p.spec, ConstSpec):
+            continue
+        if is_switch(p) and not setting.constants.get(p.name):
+            if p.default is REQUIRED:
+                arguments[p.name] = None
             continue
         if not isinstance(p.spec, TensorSpec):
             arguments[p.name] = 1
@@ -207,7 +212,7 @@ def is_switch(p: Parameter) -> bool:
     """True for a tensor or scalar that a call may leave out."""
     if isinstance(p.spec, ConstSpec):
         return False
-    return p.spec.optional if isinstance(p.spec, TensorSpec) else p.default is not REQUIRED
+    return p.spec.optional or (isinstance(p.spec, ScalarSpec) and p.default is not REQUIRED)
 
 
 def _known(kernel: str, what: str, given: Mapping[str, object], names: list[str]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import os
 import stat
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,15 +146,22 @@ class _Function:
         return plain + (["*", *keywords] if keywords else [])
 
     def _default(self, p: Parameter) -> str:
+        if isinstance(p.spec, TensorSpec) and p.spec.role == "out":
+            return "=None"
+        if p.default is REQUIRED and not (isinstance(p.spec, ConstSpec) and p.keyword_only):
+            return ""
         if isinstance(p.spec, ConstSpec):
-            return f"={self.constants[p.name]!r}"
-        if isinstance(p.spec, TensorSpec):
-            absent = p.name not in self.key.present
-            return "=None" if p.spec.role == "out" or absent else ""
-        return "" if p.default is REQUIRED else f"={p.default!r}"
+            return f"={_literal(self.constants[p.name])}"
+        given = isinstance(p.spec, TensorSpec) and p.name in self.key.present
+        return "" if given and not self._after_default(p) else f"={p.default!r}"
+
+    def _after_default(self, p: Parameter) -> bool:
+        """True if Python demands a default, since an earlier parameter has one."""
+        earlier = self.signature.parameters[: self.signature.parameters.index(p)]
+        return any(e.default is not REQUIRED and not e.keyword_only for e in earlier)
 
     def _docstring(self) -> list[str]:
-        own = textwrap.dedent(self.kernel.fn.__doc__ or "").strip().splitlines()
+        own = inspect.cleandoc(self.kernel.fn.__doc__ or "").splitlines()
         first = own[0] if own else f"The kernel {self.kernel.name}."
         lines = [first, *own[1:], "", "Compiled for:"]
         lines += [f"    {v}" for v in variables(self.key)]
@@ -179,7 +186,7 @@ class _Function:
 
     def _constants(self) -> list[str]:
         return [
-            f"assert {name} {'is' if isinstance(value, bool | None) else '=='} {value!r}, "
+            f"assert {name} {'is' if isinstance(value, bool | None) else '=='} {_literal(value)}, "
             + _quoted(f"compiled for {name}={value}")
             for name, value in self.constants.items()
         ]
@@ -246,10 +253,13 @@ class _Function:
 
     def _layouts(self) -> list[str]:
         names = ", ".join(p.name for p in self.tensors)
+        flat = any(not p.spec.dims for p in self.tensors)  # type: ignore[union-attr]
+        unit = "t.shape[-1] <= 1 or t.stride(-1) == 1"
         return [
             f"for t in [{names}]:",
             f"    assert t.device == {self.inputs[0].name}.device, t.device",
-            '    assert t.shape[-1] <= 1 or t.stride(-1) == 1, "the innermost stride must be 1"',
+            f"    assert {'t.dim() == 0 or ' if flat else ''}{unit}, "
+            '"the innermost stride must be 1"',
             "    span = sum((n - 1) * s for n, s in zip(t.shape, t.stride()) if n > 1)",
             '    assert span < 2**31 - 2**16, "compiled for 32-bit offsets"',
         ]
@@ -265,6 +275,10 @@ class _Function:
         if self.outputs:
             lines.append(f"return {', '.join(p.name for p in self.outputs)}")
         return lines
+
+
+def _literal(value: object) -> str:
+    return _quoted(value) if isinstance(value, str) else repr(value)
 
 
 def _quoted(words: str) -> str:

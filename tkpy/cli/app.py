@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -45,15 +47,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def main(
-    version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True),
-) -> None:
-    """Kernels written in tiles: look at what they become, check them, measure what was obtained.
-
-    KERNEL is the name of a registered kernel (see [bold]tkpy list[/]) or one in a file of your
-    own: [bold]path/to/file.py:kernel[/].
-    """
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"tkpy {tkpy.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
+    ] = False,
+) -> None:
+    """Kernels written in tiles: look at what they become, check them, read what was obtained.
+
+    KERNEL is the name of a registered kernel (see [bold]tkpy list[/]) or one in a file of your own:
+    [bold]path/to/file.py:kernel[/].
+    """

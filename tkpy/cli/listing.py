@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from tkpy.cli.find import GROUP, Found, registered
 from tkpy.cli.options import AsJson
@@ -28,7 +29,7 @@ def list_kernels(as_json: AsJson = False) -> None:
     table.add_column("arguments")
     table.add_column("what it does")
     for f in found.values():
-        table.add_row(f.name, arguments(f), f.summary)
+        table.add_row(f.name, Text(arguments(f)), Text(f.summary))
     console().print(table)
 
 
@@ -39,8 +40,7 @@ def arguments(found: Found) -> str:
     out: list[str] = []
     for p in found.kernel.signature.parameters:
         if isinstance(p.spec, TensorSpec):
-            dims = " ".join(str(d).replace(" ", "") for d in p.spec.dims)
-            text = f"{p.name}\\[{dims}]" + ("?" if p.spec.optional else "")
+            text = f"{p.name}[{p.spec.sizes}]" + ("?" if p.spec.optional else "")
             (out if p.spec.role == "out" else tensors).append(text)
         elif isinstance(p.spec, ConstSpec):
             others.append(p.name)
