@@ -60,9 +60,7 @@ def less_nothing(x: tk.Global["M"], y: tk.Out["M"], *, nothing: float = 0.0):
 def test_less_nothing_costs_nothing_and_keeps_the_sign_of_zero():
     x = torch.tensor([0.0, -0.0, 1.5, float("nan")])
     assert torch.equal(less_nothing(x).view(torch.int32), x.view(torch.int32))
-    (kept, dropped) = (
-        " - "
-        in lower_for(less_nothing, Setting("f32", {}, {"nothing": n})).source.split("def l")[1]
-        for n in (-0.0, 0.0)
-    )
-    assert kept and not dropped
+    sources = [
+        lower_for(less_nothing, Setting("f32", {}, {"nothing": n})).source for n in (-0.0, 0.0)
+    ]
+    assert ["t - (-0.0)" in s or "t - 0.0" in s for s in sources] == [True, False]
