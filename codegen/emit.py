@@ -37,6 +37,8 @@ from codegen.rewrite import uses_value
 # Kinds whose result is worth a line of its own even when nobody named it: moving a load into a
 # later expression could carry it past a store.
 _OWN_LINE = {"load", "gather_rows", "for", "if"}
+#: What a value without a name of the author's is called.
+_NAMES = {"mma": "product", "reduce": "total"}
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Printer:
         self.symbol_names: dict[Symbol, str] = {}
         self.last_line: tuple[str, int] | None = None
         self.uses = count_uses(fn)
+        self.own: list[set[Value]] = []  # what the regions being written define, outer first
         root = self.scopes[0]
         for p in fn.params:
             self.taken |= {p.name, f"{p.name}_ptr"}
@@ -415,10 +418,12 @@ class Printer:
     # -- operations ------------------------------------------------------------------------
 
     def region(self, region: Region) -> None:
+        self.own.append({*region.args, *(v for op in region.ops for v in op.results)})
         for position, op in enumerate(region.ops):
             if op.kind == "yield":
                 continue
             self.op(op, region, position)
+        self.own.pop()
 
     def op(self, op: Op, region: Region, position: int) -> None:
         definition = TABLE[op.kind]
@@ -426,7 +431,7 @@ class Printer:
             definition.emit(self, op)
             return
         produced = definition.emit(self, op)
-        if not op.results:
+        if not op.results or produced is None:
             return
         value = op.result
         if value.symbol is not None:
@@ -471,7 +476,7 @@ class Printer:
 
     def _name_for(self, value: Value, region: Region, position: int) -> str:
         """The author's name if whatever holds it now is not needed any more, else a fresh one."""
-        wanted = value.hint or {"mma": "product", "reduce": "total"}.get(value.op.kind, "t")
+        wanted = value.hint or _NAMES.get(value.op.kind if value.op else "", "t")
         holders = [v for v, name in self.names.items() if name == wanted]
         if not holders and wanted not in self.taken:
             return self.fresh(wanted)
@@ -483,15 +488,12 @@ class Printer:
     def loop(self, op: Op) -> None:
         symbol, start, stop = loop_parts(op)
         body = op.regions[0]
-        carried = []
+        carried: list[str] = []
         for arg, init, result in zip(body.args, op.operands, op.results, strict=True):
-            name = self.names.get(init)
+            name = self.names.get(init, "")
             hint = arg.hint or init.hint or "carry"
             reusable = (
-                name is not None
-                and self.uses[init] == 1
-                and name not in carried
-                and self._owned(init)
+                bool(name) and self.uses[init] == 1 and name not in carried and init in self.own[-1]
             )
             if not reusable:
                 source = self.ref(init, LOWEST)
@@ -537,10 +539,6 @@ class Printer:
             left, right = zip(*pairs, strict=True)
             self.line(f"{', '.join(left)} = {', '.join(right)}")
 
-    def _owned(self, value: Value) -> bool:
-        """True if ``value`` was defined in the scope being written, so a loop may rebind it."""
-        return value in self._region_values
-
     def branch(self, op: Op) -> None:
         cond = op.attrs.get("cond")
         word = self.index(cond) if cond is not None else self.ref(op.operands[0], LOWEST)
@@ -568,22 +566,9 @@ class Printer:
                 self.symbol_names[result.symbol] = name
                 self.scopes[-1].symbols.add(result.symbol)
 
-    @property
-    def _region_values(self) -> set[Value]:
-        return self._stack[-1]
-
     # -- the whole -------------------------------------------------------------------------
 
     def body(self) -> list[str]:
-        self._stack: list[set[Value]] = []
-        original = self.region
-
-        def region(r: Region) -> None:
-            self._stack.append({*r.args, *(v for op in r.ops for v in op.results)})
-            original(r)
-            self._stack.pop()
-
-        self.region = region  # type: ignore[method-assign]
         root = self.scopes[0]
         cast = ".to(tl.int64)" if self.fn.wide else ""
         # The last name of the grid varies fastest: neighbouring tiles run side by side.

@@ -32,7 +32,7 @@ def evaluate(
     sizes: dict[Symbol, int] = {}
     for p in fn.params:
         if p.role == "scalar":
-            sizes[Symbol(p.name, integer=True)] = scalars[p.name]  # type: ignore[assignment]
+            sizes[Symbol(p.name, integer=True)] = scalars[p.name]  # type: ignore
             continue
         for size, n in zip(p.dims, tensors[p.name].shape, strict=True):
             if isinstance(size, Symbol):
@@ -83,7 +83,7 @@ class _Program:
             x = np.asarray(x)[tuple(slice(n) for n in self.shape(value.type))]
         self.values[value] = x
         if value.symbol is not None:
-            self.symbols[value.symbol] = int(x)  # type: ignore[call-overload]
+            self.symbols[value.symbol] = int(x)  # type: ignore
 
     def op(self, op: Op) -> None:
         handler = getattr(self, f"do_{op.kind}", None)
@@ -97,7 +97,7 @@ class _Program:
             with np.errstate(all="ignore"):
                 out = meaning(op, *[self.values[v] for v in op.operands])
         if op.kind in ("for", "if"):
-            for v, x in zip(op.results, out, strict=True):  # type: ignore[arg-type]
+            for v, x in zip(op.results, out, strict=True):  # type: ignore
                 self.bind(v, x)
         elif op.results:
             self.bind(op.result, out)
@@ -105,15 +105,15 @@ class _Program:
     def do_for(self, op: Op) -> list[object]:
         carried = [self.values[v] for v in op.operands]
         body = op.regions[0]
-        for k in range(self.number(op.attrs["start"]), self.number(op.attrs["stop"])):  # type: ignore[arg-type]
-            self.symbols[op.attrs["index"]] = k  # type: ignore[index]
+        for k in range(self.number(op.attrs["start"]), self.number(op.attrs["stop"])):  # type: ignore
+            self.symbols[op.attrs["index"]] = k  # type: ignore
             for a, x in zip(body.args, carried, strict=True):
                 self.bind(a, x)
             carried = self.region(body)
         return carried
 
     def do_if(self, op: Op) -> list[object]:
-        taken = self.truth(op.attrs["cond"]) if "cond" in op.attrs else self.values[op.operands[0]]  # type: ignore[arg-type]
+        taken = self.truth(op.attrs["cond"]) if "cond" in op.attrs else self.values[op.operands[0]]  # type: ignore
         return self.region(op.regions[0 if taken else 1])
 
     # -- creation --------------------------------------------------------------------------
@@ -122,13 +122,13 @@ class _Program:
         return op.attrs["value"]
 
     def do_argument(self, op: Op):
-        return self.scalars[op.attrs["param"]]  # type: ignore[index]
+        return self.scalars[op.attrs["param"]]  # type: ignore
 
     def do_index(self, op: Op):
-        return self.number(op.attrs["expr"])  # type: ignore[arg-type]
+        return self.number(op.attrs["expr"])  # type: ignore
 
     def do_cond(self, op: Op):
-        return self.truth(op.attrs["expr"])  # type: ignore[arg-type]
+        return self.truth(op.attrs["expr"])  # type: ignore
 
     def do_full(self, op: Op):
         return np.full(self.shape(op.result.type), op.attrs["value"], _numpy(op.result.type.dtype))
@@ -138,7 +138,7 @@ class _Program:
         return np.full(self.shape(op.result.type), value, _numpy(op.result.type.dtype))
 
     def do_iota(self, op: Op):
-        return self.number(op.attrs["start"]) + np.arange(self.shape(op.result.type)[0])  # type: ignore[arg-type]
+        return self.number(op.attrs["start"]) + np.arange(self.shape(op.result.type)[0])  # type: ignore
 
     # -- maps ------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ class _Program:
         if op.kind == "cast":
             dtype = op.attrs["dtype"]
             x = np.asarray(self.values[op.operands[0]])
-            return x.astype(_numpy(dtype)) if dtype.kind != "float" else x.astype(np.float64)  # type: ignore[attr-defined,arg-type]
+            return x.astype(_numpy(dtype)) if dtype.kind != "float" else x.astype(np.float64)  # type: ignore
         shape = self.shape(op.result.type)
         arrays = []
         for v in op.operands:
@@ -160,7 +160,8 @@ class _Program:
         meaning = TABLE[op.kind].numpy
         assert meaning is not None
         with np.errstate(all="ignore"):
-            return np.broadcast_to(meaning(*arrays), shape) if shape else meaning(*arrays)
+            out = np.asarray(meaning(*arrays))
+            return np.broadcast_to(out, shape) if shape else out
 
     def do_keep(self, op: Op):
         x = np.asarray(self.values[op.operands[0]])
@@ -170,7 +171,7 @@ class _Program:
         else:
             rows, cols = np.meshgrid(*map(np.arange, x.shape), indexing="ij")
             mask = np.broadcast_to(sympy.lambdify((ROW, COL), pred, "numpy")(rows, cols), x.shape)
-        return np.where(mask, x, op.attrs["value"])  # type: ignore[arg-type]
+        return np.where(mask, x, op.attrs["value"])  # type: ignore
 
     def do_retype(self, op: Op):
         return self.values[op.operands[0]]
@@ -186,7 +187,7 @@ class _Program:
     def do_subtile(self, op: Op):
         meaning = TABLE["subtile"].numpy
         assert meaning is not None
-        return meaning(op, self.values[op.operands[0]], self.number(op.attrs["start"]))  # type: ignore[arg-type]
+        return meaning(op, self.values[op.operands[0]], self.number(op.attrs["start"]))  # type: ignore
 
     def do_concat(self, op: Op):
         shape, axis = self.shape(op.result.type), op.attrs["axis"]
@@ -195,11 +196,11 @@ class _Program:
             x = np.asarray(self.values[v])
             cut = [slice(None) if k == axis else slice(n) for k, n in enumerate(shape)]
             parts.append(x[tuple(cut)])
-        return np.concatenate(parts, axis)  # type: ignore[arg-type]
+        return np.concatenate(parts, axis)  # type: ignore
 
     def do_broadcast(self, op: Op):
         v = np.asarray(self.values[op.operands[0]])
-        spread = v[:, None] if op.attrs["orient"] == "col" else v[None, :]
+        spread: np.ndarray = v[:, None] if op.attrs["orient"] == "col" else v[None, :]
         return np.broadcast_to(spread, self.shape(op.result.type))
 
     def do_mma(self, op: Op):
@@ -222,13 +223,13 @@ class _Program:
 
     def _where(self, op: Op, shape_of: Type | None) -> tuple[list[np.ndarray], np.ndarray]:
         """Open index arrays into the tensor and the mask of elements inside it, tile-shaped."""
-        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
-        starts = [self.number(e) for e in op.attrs["start"]]  # type: ignore[union-attr]
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore
+        starts = [self.number(e) for e in op.attrs["start"]]  # type: ignore
         tile = op.attrs["tile"]
         axes = shape_of.axes if shape_of else ()
         index: list[np.ndarray] = [np.array(s) for s in starts]
-        rank = len(tile)  # type: ignore[arg-type]
-        for a, which in enumerate(tile):  # type: ignore[arg-type]
+        rank = len(tile)  # type: ignore
+        for a, which in enumerate(tile):  # type: ignore
             extents = self.extent(axes[a])
             grids = np.unravel_index(np.arange(int(np.prod(extents))), extents) if extents else ()
             for d, g in zip(which, grids, strict=True):
@@ -240,20 +241,20 @@ class _Program:
         inside = np.array(True)
         for d, i in enumerate(index):
             inside = inside & (i >= 0) & (i < tensor.shape[d])
-        for which, limit in zip(tile, op.attrs["limit"], strict=True):  # type: ignore[arg-type]
+        for which, limit in zip(tile, op.attrs["limit"], strict=True):  # type: ignore
             if limit is not None:
                 inside = inside & (index[which[0]] < self.number(limit))
         return index, inside
 
     def do_load(self, op: Op):
-        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore
         index, inside = self._where(op, op.result.type if op.attrs["tile"] else None)
         safe = [np.clip(i, 0, max(0, n - 1)) for i, n in zip(index, tensor.shape, strict=True)]
         x = tensor[tuple(safe)] if tensor.size else np.zeros(np.broadcast(*safe).shape)
         return np.where(inside, x, 0) if op.attrs["tile"] else (x.item() if inside else 0)
 
     def _store(self, op: Op, add: bool) -> None:
-        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore
         value = self.values[op.operands[0]]
         index, inside = self._where(op, op.operands[0].type if op.attrs["tile"] else None)
         full = np.broadcast_arrays(np.asarray(value), inside, *index)
@@ -271,11 +272,11 @@ class _Program:
         self._store(op, True)
 
     def _rows(self, op: Op, rows: np.ndarray, axis: Axis):
-        tensor = self.tensors[op.attrs["param"]]  # type: ignore[index]
+        tensor = self.tensors[op.attrs["param"]]  # type: ignore
         d = op.attrs["row_dim"]
         index, _ = self._where(op, Type(DTYPE, (axis,)))
         index = [i[None, :] if i.ndim == 1 else i for i in index]
-        index[d] = rows[:, None]  # type: ignore[call-overload]
+        index[d] = rows[:, None]  # type: ignore
         inside = np.array(True)
         for i, n in zip(index, tensor.shape, strict=True):
             inside = inside & (i >= 0) & (i < n)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import sympy
 
@@ -32,9 +33,22 @@ class DType:
     def __repr__(self) -> str:
         return self.name
 
+    def __or__(self, other: object) -> Maybe:
+        """``dtype | None``: the annotation of a scalar that may be left out."""
+        if other is None or other is type(None):
+            return Maybe(self)
+        return NotImplemented
+
     @property
     def is_float(self) -> bool:
         return self.kind == "float"
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A scalar of ``dtype``, or None."""
+
+    dtype: DType
 
 
 f32 = DType("f32", "float32", 32, "float")
@@ -231,7 +245,7 @@ class Op:
 
     kind: str
     operands: list[Value] = field(default_factory=list)
-    attrs: dict[str, object] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     loc: Loc = field(default_factory=Loc)

@@ -66,7 +66,7 @@ class Kernel:
         returns. ``options`` are those of ``tkpy.testing.check``.
         """
         if fn is None:
-            return functools.partial(self.reference, **options)
+            return lambda f: self.reference(f, **options)
         self.reference_fn, self.reference_options = fn, dict(options)
         return fn
 

@@ -13,9 +13,10 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from codegen.expr import Expr, Symbol, parse
-from codegen.ir import DTYPES, DType, bf16, f16, f32
+from codegen.ir import DTYPES, DType, Maybe, bf16, f16, f32
 from tkpy.errors import TkError
 
 FLOATS = (f32, bf16, f16)
@@ -126,7 +127,7 @@ REQUIRED = inspect.Parameter.empty
 @dataclass(frozen=True)
 class Parameter:
     name: str
-    spec: Spec
+    spec: Any  # a Spec
     default: object = REQUIRED
     keyword_only: bool = False
 
@@ -210,18 +211,18 @@ def read_signature(fn: Callable, conditions: tuple[str, ...] = ()) -> Signature:
     parameters = []
     code = fn.__code__
     where = f"{code.co_filename}:{code.co_firstlineno}: {fn.__name__}"
-    for p in inspect.signature(fn).parameters.values():
-        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-            raise TkError(f"{where}: *{p.name} is not allowed; a kernel names all its parameters")
-        annotation = p.annotation
+    for q in inspect.signature(fn).parameters.values():
+        if q.kind in (q.VAR_POSITIONAL, q.VAR_KEYWORD):
+            raise TkError(f"{where}: *{q.name} is not allowed; a kernel names all its parameters")
+        annotation = q.annotation
         if isinstance(annotation, str):
             annotation = eval(annotation, fn.__globals__)
         parameters.append(
             Parameter(
-                p.name,
-                _spec(where, p.name, annotation),
-                p.default,
-                p.kind is p.KEYWORD_ONLY,
+                q.name,
+                _spec(where, q.name, annotation),
+                q.default,
+                q.kind is q.KEYWORD_ONLY,
             )
         )
     signature = Signature(fn.__name__, parameters, [Condition.of(c) for c in conditions])
@@ -243,8 +244,8 @@ def _spec(where: str, name: str, annotation: object) -> Spec:
         return annotation
     if isinstance(annotation, DType):
         return ScalarSpec(annotation)
-    if isinstance(annotation, ScalarSpec):
-        return annotation
+    if isinstance(annotation, Maybe):
+        return ScalarSpec(annotation.dtype, True)
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         return ConstSpec(type(choices[0]), choices)
@@ -262,14 +263,6 @@ def _spec(where: str, name: str, annotation: object) -> Spec:
         "typing.Literal[...]"
     )
 
-
-def scalar_or_none(self: DType, other: object) -> ScalarSpec:
-    if other is None or other is type(None):
-        return ScalarSpec(self, True)
-    return NotImplemented
-
-
-DType.__or__ = scalar_or_none  # type: ignore[attr-defined]
 
 TORCH_NAMES = {
     "f32": "float32",

@@ -44,7 +44,7 @@ class VariantStore:
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
-        self._entries: dict[tuple, dict] = {}
+        self._entries: dict[VariantKey, dict] = {}
         self.compiled = 0  # how many variants this process lowered itself
 
     # -- what kernels ask ------------------------------------------------------------------

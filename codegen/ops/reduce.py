@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from codegen.ir import Axis, Function, Op, Type, i32
 from codegen.ops.base import ATOM, LOWEST, IRError, Need, OpDef, Text, says
 
 #        name: (neutral element, Triton function, numpy function)
-KINDS = {
+KINDS: dict[str, tuple[float, str, Callable]] = {
     "sum": (0.0, "tl.sum", np.sum),
     "max": (float("-inf"), "tl.max", np.fmax.reduce),
     "min": (float("inf"), "tl.min", np.fmin.reduce),
@@ -81,7 +83,7 @@ def _numpy_reduce(op: Op, x):
 def _numpy_arg(op: Op, x):
     if x.shape[op.attrs["axis"]] == 0:
         return np.zeros(tuple(n for k, n in enumerate(x.shape) if k != op.attrs["axis"]), np.int32)
-    function = np.argmax if op.attrs["op"] == "max" else np.argmin
+    function: Callable = np.argmax if op.attrs["op"] == "max" else np.argmin
     return function(x, axis=op.attrs["axis"]).astype(np.int32)
 
 
@@ -105,7 +107,7 @@ def _emit_scan(e, op: Op) -> Text:
 
 
 def _numpy_scan(op: Op, x):
-    function = {"sum": np.cumsum, "prod": np.cumprod}[op.attrs["op"]]
+    function: Callable = np.cumsum if op.attrs["op"] == "sum" else np.cumprod
     axis = op.attrs["axis"]
     if op.attrs["reverse"]:
         return np.flip(function(np.flip(x, axis), axis=axis), axis)

@@ -65,10 +65,10 @@ def _emit_subtile(e, op: Op) -> Text:
     where = f"tl.minimum({e.index(start, 5)} + tl.arange(0, {new}), {old - 1})"
     if source.type.rank == 1:
         return f"tl.gather({e.ref(source, LOWEST)}, {where}, 0)", ATOM
-    shape = list(source.type.block)
-    shape[axis] = new
+    wanted = list(source.type.block)
+    wanted[axis] = new
     spread = "[:, None]" if axis == 0 else "[None, :]"
-    index = f"tl.broadcast_to({where}{spread}, {tuple(shape)})"
+    index = f"tl.broadcast_to({where}{spread}, {tuple(wanted)})"
     return f"tl.gather({e.ref(source, LOWEST)}, {index}, {axis})", ATOM
 
 

@@ -7,12 +7,8 @@ known is decided here; one on a run-time condition becomes a branch.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 
-from codegen.ops.base import IRError
-from tkpy.builder import Builder
-from tkpy.errors import CompileError
 from tkpy.frontend.calls import Calls
 from tkpy.frontend.expressions import Expressions
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
@@ -24,14 +20,6 @@ __all__ = ["Inlined", "Source", "Walker"]
 class Walker(Statements, Expressions, Calls):
     """Walks one kernel. ``globals_read`` collects what the result depends on, for the cache."""
 
-    def __init__(self, builder: Builder):
-        self.b = builder
-        self.globals_read: dict[tuple[str, str], object] = {}
-        self.inlined: list[Inlined] = []
-        self.stack: list[str] = []
-
-    # -- entry -----------------------------------------------------------------------------
-
     def run(self, fn: Callable, arguments: dict[str, object]) -> object:
         source = Source.of(fn)
         frame = Frame(source, dict(arguments), outer_names(fn))
@@ -41,20 +29,3 @@ class Walker(Statements, Expressions, Calls):
         except Return as r:
             return r.value
         return None
-
-    # -- errors ----------------------------------------------------------------------------
-
-    def error(self, node: ast.AST, message: str, fix: str = "", verb: str = "") -> CompileError:
-        text = message + (f"\n  fix: {fix}" if fix else "")
-        return CompileError(self.f.source.loc(node), text, verb)
-
-    def guard(self, node: ast.AST, verb: str, act: Callable[[], object]) -> object:
-        """Run a piece of lowering; what it refuses is reported at ``node``."""
-        before = self.b.loc
-        self.b.loc = self.f.source.loc(node)
-        try:
-            return act()
-        except IRError as e:
-            raise self.error(node, e.message, e.fix, verb) from None
-        finally:
-            self.b.loc = before

@@ -11,6 +11,7 @@ from codegen.expr import Boolean, Expr, Max, Min, as_int
 from codegen.ir import DType, Value
 from codegen.ops.base import IRError
 from tkpy.builder import TensorRef, what
+from tkpy.frontend.core import Core
 from tkpy.frontend.expressions import Local
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
 from tkpy.frontend.syntax import closest, hashable
@@ -19,7 +20,7 @@ from tkpy.vocabulary.verb import VERBS, Verb
 _MAX_INLINE = 32
 
 
-class Calls:
+class Calls(Core):
     """Calls, the third part of the walker."""
 
     def on_Call(self, node: ast.Call) -> object:

@@ -14,6 +14,7 @@ from codegen.ir import DType, Value, f32
 from codegen.ops.base import IRError
 from tkpy.builder import TensorRef, what
 from tkpy.errors import NeedStatic
+from tkpy.frontend.core import Core
 from tkpy.frontend.source import Undefined
 from tkpy.frontend.syntax import (
     COMPARISONS,
@@ -42,7 +43,7 @@ class Local:
         return self.call(*args, **kwargs)
 
 
-class Expressions:
+class Expressions(Core):
     """The expression half of the walker."""
 
     def eval(self, node: ast.expr) -> object:

@@ -8,6 +8,7 @@ import builtins
 from codegen.expr import Boolean, is_index
 from codegen.ir import Region, Type, Value
 from tkpy.builder import TileRange, what
+from tkpy.frontend.core import Core
 from tkpy.frontend.source import Return, Undefined
 from tkpy.frontend.syntax import (
     INSTEAD,
@@ -23,7 +24,7 @@ from tkpy.frontend.syntax import (
 _MAX_UNROLL = 256
 
 
-class Statements:
+class Statements(Core):
     """The statement half of the walker."""
 
     def block(self, body: list[ast.stmt]) -> None:

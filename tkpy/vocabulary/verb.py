@@ -15,6 +15,8 @@ VERBS: dict[str, Verb] = {}
 class Verb:
     """A word of the language. Its signature and docstring are the public surface."""
 
+    __name__: str
+
     def __init__(self, lower: Callable[..., Any]):
         self.lower = lower
         functools.update_wrapper(self, lower)
