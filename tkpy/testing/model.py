@@ -24,10 +24,13 @@ quantile over several directions estimates it.
 
 from __future__ import annotations
 
+import functools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -77,6 +80,13 @@ def half_ulp(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.exp2(exponent.double()) * (info.eps / 2)
 
 
+@functools.cache
+def _cauchy() -> torch.Tensor:
+    """Cauchy-distributed numbers to cut directions from; drawing fresh ones costs too much."""
+    drawn = np.random.default_rng(0).standard_cauchy(2**16)
+    return torch.from_numpy(drawn.clip(-_CLIP, _CLIP))
+
+
 def conditioning(
     evaluate: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]],
     inputs: Sequence[torch.Tensor],
@@ -88,13 +98,17 @@ def conditioning(
     ``evaluate`` maps float64 inputs to outputs; ``outputs`` is its value at ``inputs``. Where a
     derivative is infinite or not a number the estimate is |out|.
     """
-    generator = torch.Generator().manual_seed(seed)
+    noise = _cauchy()
+    rng = random.Random(seed)
     changes: list[list[torch.Tensor]] = [[] for _ in outputs]
     for _ in range(_DIRECTIONS):
         moved = []
         for x in inputs:
-            angle = (torch.rand(x.shape, generator=generator, dtype=torch.float64) - 0.5) * math.pi
-            r = torch.tan(angle).clamp(-_CLIP, _CLIP)
+            first = rng.randrange(noise.numel())
+            r = noise.roll(-first)[: x.numel()] if x.numel() <= noise.numel() else None
+            if r is None:
+                r = noise.repeat(-(-x.numel() // noise.numel()))[: x.numel()]
+            r = r.reshape(x.shape)
             moved.append(torch.where(x.isfinite(), x * (1 + _STEP * r), x))
         for k, (new, old) in enumerate(zip(evaluate(moved), outputs, strict=True)):
             changes[k].append((new - old).abs() / _STEP)

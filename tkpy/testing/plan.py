@@ -7,13 +7,14 @@ every value of every axis where there are enough of them; examples vary everythi
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
-from codegen.expr import Expr, Symbol
+from codegen.expr import Expr, Symbol, text
 from codegen.ir import DTYPES, Function
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
@@ -164,6 +165,14 @@ class Plan:
             for k in rng.sample(range(len(out)), max(1, len(out) // 3)):
                 out[k] = self._poisoned(out[k])
         return out
+
+    def full(self, rng: random.Random) -> Setting:
+        """A setting with every optional parameter given and every constant at its plainest."""
+        chosen = {n: v[-1] if n.startswith("present ") else v[0] for n, v in self._axes().items()}
+        setting = self._complete(chosen, rng)
+        if setting is None:
+            raise Infeasible(chosen)
+        return setting
 
     def _poisoned(self, setting: Setting) -> Setting:
         new = Setting(
@@ -465,11 +474,17 @@ def _shape(spec: TensorSpec, sizes: Mapping[str, object]) -> tuple[int, ...]:
 
 def _number(e: Expr, sizes: Mapping[str, object]) -> int:
     """``e`` with ``sizes`` filled in and one for what is missing."""
-    if isinstance(e, Symbol):
-        return int(sizes.get(e.name, 1))  # type: ignore[arg-type]
     if e.is_Integer:
         return int(e)
-    return int(e.subs({s: sizes.get(s.name, 1) for s in e.free_symbols}))
+    names, function = _compiled(e)
+    return int(function(*(sizes.get(n, 1) for n in names)))
+
+
+@functools.cache
+def _compiled(e: Expr):
+    """``e`` as a Python function of the names in it."""
+    names = sorted(s.name for s in e.free_symbols)
+    return names, eval(f"lambda {', '.join(names)}: {text(e)}", {})
 
 
 __all__ = ["Example", "Infeasible", "Plan", "Recipe", "Setting", "Shapes"]

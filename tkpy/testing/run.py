@@ -16,7 +16,7 @@ from tkpy.kernel import Kernel
 from tkpy.signature import TORCH_NAMES
 from tkpy.testing.data import laid_out, storage_bytes
 from tkpy.testing.model import Model, Verdict, compare, conditioning, same_bits
-from tkpy.testing.plan import Example, Plan, _shape
+from tkpy.testing.plan import Example, Plan, Setting, _shape
 from tkpy.testing.report import describe, reproduction
 
 
@@ -42,6 +42,7 @@ class Runner:
     model: Model
     worst: float = 0.0
     poisoned: dict[object, Callable] = field(default_factory=dict)
+    zeroed: dict[Setting, frozenset[str]] = field(default_factory=dict)
 
     def run(self, example: Example) -> None:
         """Raises Failed if anything about ``example`` is not as it must be."""
@@ -78,11 +79,14 @@ class Runner:
         return out
 
     def _zeroed(self, example: Example) -> frozenset[str]:
-        kernel = self.plan.kernel
-        try:
-            return kernel._store.zeroed(self.plan.key_of(example))
-        except Exception:
-            return frozenset()  # the call will raise the same, and be reported
+        """Outputs that the kernel only adds to, so that they start from zero."""
+        if example.setting not in self.zeroed:
+            try:
+                key = self.plan.key_of(example)
+                self.zeroed[example.setting] = self.plan.kernel._store.zeroed(key)
+            except Exception:
+                return frozenset()  # the call will raise the same, and be reported
+        return self.zeroed[example.setting]
 
     def _guarded(self, example, inputs, outputs) -> dict[str, torch.Tensor]:
         """Runs into preallocated outputs. Returns outputs and final values of InOut tensors."""
