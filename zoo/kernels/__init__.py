@@ -1,1 +1,36 @@
-"""Kernels, one file each, with their fp64 references."""
+"""Kernels, one file each, with their fp64 references.
+
+The package is also what ``zoo`` registers: called, it gives every kernel by name. (A function of
+that name in ``zoo`` would be replaced by this package at the first import from it.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+
+#: Kernel name -> module of this package that defines it.
+_MODULES = {
+    "gemm": "gemm",
+    "softmax": "softmax",
+    "layernorm": "norm",
+    "rmsnorm": "norm",
+    "rotary": "rotary",
+    "short_conv": "short_conv",
+    "attention": "attention",
+    "based": "based",
+    "based_decode": "based",
+}
+
+
+class _Package(types.ModuleType):
+    def __call__(self) -> dict[str, object]:
+        """Every kernel of the zoo by name."""
+        return {
+            name: getattr(importlib.import_module(f"{__name__}.{module}"), name)
+            for name, module in _MODULES.items()
+        }
+
+
+sys.modules[__name__].__class__ = _Package

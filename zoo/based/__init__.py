@@ -1,0 +1,1 @@
+"""BASED: short convolutions, Taylor linear attention and a small exact window, in one stack."""
