@@ -439,4 +439,6 @@ def _value(node: ast.expr, values: dict[str, object]):
         if node.func.id == "distinct":
             t = go(node.args[0])
             return t.unique().numel() == t.numel()
+        if node.func.id == "cdiv" and len(node.args) == 2:
+            return -(-go(node.args[0]) // go(node.args[1]))
     raise CallError(f"precondition {ast.unparse(node)!r} is not of the kind that is understood")

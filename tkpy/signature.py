@@ -146,7 +146,7 @@ class Condition:
             tree = ast.parse(source.strip(), mode="eval").body
         except SyntaxError as e:
             raise TkError(f"precondition {source!r}: {e.msg}") from None
-        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - {"sorted", "cdiv"}
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - {"sorted", "distinct", "cdiv"}
         return Condition(source.strip(), tree, frozenset(names))
 
 

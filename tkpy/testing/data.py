@@ -174,7 +174,7 @@ def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
     """
     rank = values.dim()
     if layout == "contiguous" or rank == 0:
-        return values.contiguous()
+        return values.clone(memory_format=torch.contiguous_format)
     if layout == "expanded" and rank >= 2 and values.shape[0] >= 1:
         return values[:1].contiguous().expand(values.shape)
     shape = list(values.shape)
