@@ -59,6 +59,13 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     counts = [text(count) for _, count in reversed(fn.grid)] or ["1"]
     grid = "(" + ", ".join(counts) + ("," if len(counts) == 1 else "") + ")"
     lines += [f"grid = {grid}", "if 0 in grid:", "    return"]
+    if len(counts) > 1:
+        # CUDA and HIP allow 2^31 - 1 blocks along the first axis and 65535 along the others.
+        lines += [
+            f"if {tensors[0].name}.is_cuda and max(grid[1:]) > 65535:",
+            f'    raise ValueError(f"{fn.name}: the grid {{grid}} is too large: 65535 blocks at most "',
+            '                     "along all but its last named dimension")',
+        ]
     arguments = []
     for name in emitted.arguments:
         stride = next(
