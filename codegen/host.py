@@ -63,8 +63,8 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
         # CUDA and HIP allow 2^31 - 1 blocks along the first axis and 65535 along the others.
         lines += [
             f"if {tensors[0].name}.is_cuda and max(grid[1:]) > 65535:",
-            f'    raise ValueError(f"{fn.name}: the grid {{grid}} is too large: 65535 blocks at most "',
-            '                     "along all but its last named dimension")',
+            f'    raise ValueError(f"{fn.name}: a grid of {{grid}}: 65535 is the most along "',
+            '                     "all but the last of its named dimensions")',
         ]
     arguments = []
     for name in emitted.arguments:

@@ -88,6 +88,20 @@ def test_tile_side_dimension_is_static_and_others_are_not():
     assert "70" not in source
 
 
+def test_a_grid_that_no_gpu_launches_is_refused():
+    from types import SimpleNamespace
+
+    from verbs import shifted
+
+    key = shifted.key_of(shifted.binder.bind((torch.zeros(1, 4, 4), 1), {}))
+    scope: dict = {}
+    source = shifted.lower(key).source
+    exec(source[source.index("def launch") :], scope)
+    x = SimpleNamespace(shape=(70000, 4, 4), is_cuda=True)
+    with pytest.raises(ValueError, match="65535 is the most"):
+        scope["launch"](x, x, x, 1)
+
+
 RUN = """
 import json, sys, time
 sys.path.insert(0, {here!r})
