@@ -12,19 +12,20 @@ Underflow: numbers below the smallest normal one of fp32 are not told apart, nor
 lose that are below the smallest subnormal of fp16 when a kernel rounds them to fp16 operands;
 both in units of the largest input.
 
-A reference that does not come with ``terms`` gets them derived: sum over inputs of
-|d out / d in| * |in|, which for a sum of products is exactly the sum of |terms|, and which also
-counts how badly conditioned the answer is (a large score under an exponential). A sum of
-absolute values over all inputs is estimated from a few evaluations of the reference: perturb
-every input at once by a random amount, relative to itself and Cauchy-distributed; the change of
-an output is then Cauchy-distributed with exactly that sum as its scale (P. Indyk, "Stable
-distributions, pseudorandom generators, embeddings and data stream computation", 2000), and a
-quantile over several directions estimates it.
+A reference that does not come with ``terms`` gets them derived, by perturbation: every input and
+every intermediate result of the reference is moved by a random amount, relative to itself and
+Cauchy-distributed. An output then moves by an amount that is Cauchy-distributed too, and its
+scale is exactly the sum, over all those numbers x, of |d out / d x| * |x| (P. Indyk, "Stable
+distributions, pseudorandom generators, embeddings and data stream computation", 2000). For a sum of
+products that is the sum of |terms|; it also counts how badly conditioned the answer is (a large
+score under an exponential, a difference of two nearly equal numbers). A quantile over several
+directions estimates it. Intermediates are reached through torch's dispatcher, as Monte Carlo
+arithmetic does with the processor's (D. S. Parker, 1997); a reference that leaves torch has only
+its inputs moved.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EPS32 = torch.finfo(torch.float32).eps
 _DIRECTIONS = 10
@@ -47,11 +49,11 @@ class Model:
     c: float = 8.0
     roundings: float = 2.0
 
-    def bound(self, expected, terms, derived, dtype: torch.dtype, inputs: Sequence[torch.Tensor]):
+    def bound(self, expected, terms, dtype: torch.dtype, inputs: Sequence[torch.Tensor]):
         """Largest allowed |out - expected|, elementwise, in float64.
 
-        terms: the author's sum of |terms|, or None. derived: the estimate of ``conditioning``.
-        dtype: the output's. inputs: the tensors that the kernel was given.
+        terms: the sum of |terms|, the author's or that of ``conditioning``; nowhere less than
+        |expected| counts. dtype: the output's. inputs: the tensors that the kernel was given.
         """
         floats = [t for t in inputs if t.is_floating_point()]
         short = {t.dtype for t in floats if t.element_size() == 2}
@@ -61,9 +63,8 @@ class Model:
             lost += 64 * max(torch.finfo(d).smallest_normal * torch.finfo(d).eps for d in short)
         lost *= max([1.0, *(_largest(t) for t in floats)])
         size = expected.abs().nan_to_num(0.0, posinf=0.0)
-        at32 = torch.maximum(derived.nan_to_num(0.0, posinf=0.0), size)
-        at16 = at32 if terms is None else torch.maximum(terms.nan_to_num(0.0, posinf=0.0), size)
-        slack = self.c * EPS32 * torch.maximum(at32, at16) + self.roundings * operand_eps / 2 * at16
+        terms = torch.maximum(terms.nan_to_num(0.0, posinf=0.0), size)
+        slack = (self.c * EPS32 + self.roundings * operand_eps / 2) * terms
         info = torch.finfo(dtype)
         return slack + half_ulp(size + slack, dtype) + info.smallest_normal * info.eps + lost
 
@@ -80,11 +81,57 @@ def half_ulp(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.exp2(exponent.double()) * (info.eps / 2)
 
 
-@functools.cache
-def _cauchy() -> torch.Tensor:
-    """Cauchy-distributed numbers to cut directions from; drawing fresh ones costs too much."""
-    drawn = np.random.default_rng(0).standard_cauchy(2**16)
-    return torch.from_numpy(drawn.clip(-_CLIP, _CLIP))
+class _Noise:
+    """Cauchy-distributed numbers, cut from one long row of them: fresh ones cost too much."""
+
+    row: torch.Tensor | None = None
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+        if _Noise.row is None:
+            drawn = np.random.default_rng(0).standard_cauchy(2**17)
+            _Noise.row = torch.from_numpy(drawn.clip(-_CLIP, _CLIP) * _STEP)
+
+    def move(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` with every finite element moved, relative to itself."""
+        row = _Noise.row
+        assert row is not None
+        count = x.numel()
+        if count > row.numel() // 2:
+            row = row.repeat(-(-2 * count // row.numel()))
+        first = self.rng.randrange(row.numel() - count)
+        return torch.addcmul(x, x, row[first : first + count].view(x.shape))
+
+
+class _MoveResults(TorchDispatchMode):
+    """Moves the result of every arithmetic operation on float64 tensors."""
+
+    def __init__(self, noise: _Noise):
+        super().__init__()
+        self.noise = noise
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if (
+            isinstance(out, torch.Tensor)
+            and out.dtype is torch.float64
+            and func.overloadpacket.__name__ not in _EXACT
+            and not any(r.alias_info for r in func._schema.returns)
+            and any(isinstance(a, torch.Tensor) for a in args)
+        ):
+            return self.noise.move(out)
+        return out
+
+
+#: Operations that move numbers or choose among them, without rounding.
+_EXACT = frozenset(
+    """
+    clone copy cat stack index gather where masked_fill repeat flip roll neg abs _to_copy max min
+    amax amin maximum minimum clamp relu sign index_select constant_pad_nd masked_select tril triu
+    index_put scatter slice_scatter select_scatter sort floor ceil round trunc zeros_like ones_like
+    full_like nan_to_num
+    """.split()  # noqa: SIM905
+)
 
 
 def conditioning(
@@ -93,24 +140,18 @@ def conditioning(
     outputs: Sequence[torch.Tensor],
     seed: int,
 ) -> list[torch.Tensor]:
-    """For each output element an estimate, rather too large, of sum |d out / d in| * |in|.
+    """For each output element an estimate, rather too large, of sum |d out / d x| * |x|.
 
     ``evaluate`` maps float64 inputs to outputs; ``outputs`` is its value at ``inputs``. Where a
     derivative is infinite or not a number the estimate is |out|.
     """
-    noise = _cauchy()
-    rng = random.Random(seed)
+    noise = _Noise(seed)
     changes: list[list[torch.Tensor]] = [[] for _ in outputs]
     for _ in range(_DIRECTIONS):
-        moved = []
-        for x in inputs:
-            first = rng.randrange(noise.numel())
-            r = noise.roll(-first)[: x.numel()] if x.numel() <= noise.numel() else None
-            if r is None:
-                r = noise.repeat(-(-x.numel() // noise.numel()))[: x.numel()]
-            r = r.reshape(x.shape)
-            moved.append(torch.where(x.isfinite(), x * (1 + _STEP * r), x))
-        for k, (new, old) in enumerate(zip(evaluate(moved), outputs, strict=True)):
+        moved = [noise.move(x) for x in inputs]
+        with _MoveResults(noise):
+            made = evaluate(moved)
+        for k, (new, old) in enumerate(zip(made, outputs, strict=True)):
             changes[k].append((new - old).abs() / _STEP)
     out = []
     for rows, value in zip(changes, outputs, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -175,14 +175,7 @@ class Plan:
         return setting
 
     def _poisoned(self, setting: Setting) -> Setting:
-        new = Setting(
-            setting.constants,
-            setting.variables,
-            setting.present,
-            setting.static,
-            setting.unit,
-            True,
-        )
+        new = replace(setting, poison=True)
         self.shapes[new] = self.shapes[setting]
         return new
 
@@ -197,6 +190,7 @@ class Plan:
             (),
             bool(chosen["unit"]),
         )
+        setting = replace(setting, present=setting.present - self._untold(setting))
         self.shapes[setting] = Shapes()
 
         def draw(options, weights=None):
@@ -213,11 +207,24 @@ class Plan:
             fn = _walk(self.kernel.fn, self.signature, key)[0]
         except Exception:
             return setting  # running it will say what is wrong
-        done = Setting(
-            setting.constants, setting.variables, setting.present, key.static, setting.unit
-        )
+        done = replace(setting, static=key.static)
         self.shapes[done] = Shapes.of(fn)
         return done
+
+    def _untold(self, setting: Setting) -> set[str]:
+        """Optional outputs whose dtype or size only an absent optional input would tell."""
+        inputs = [p.spec for p in self.signature.inputs if self.given(setting, p)]
+        dtypes = {s.dtype for s in inputs}
+        names = {n for s in inputs for d in s.dims for n in d.free_symbols}
+        return {
+            p.name
+            for p in self.signature.outputs
+            if p.spec.optional
+            and (
+                (isinstance(p.spec.dtype, str) and p.spec.dtype not in dtypes)
+                or any(n not in names for d in p.spec.dims for n in d.free_symbols)
+            )
+        }
 
     def key_of(self, example: Example) -> VariantKey:
         args = self.arguments(example)

@@ -211,13 +211,7 @@ class Runner:
         plain = ask(self.reference, values)
         wanted = [k for k, p in enumerate(self._returned()) if p.name in names]
         outputs = [plain[k] for k in wanted]
-        derived = conditioning(
-            lambda moved: [_double(ask(self.reference, list(moved))[k]) for k in wanted],
-            values,
-            [_double(t) for t in outputs],
-            seed=1,
-        )
-        terms = ask(self.terms, values) if self.terms else None
+        terms = self._terms(ask, values, wanted, outputs)
         spare = self._spare(ask, moving, values, wanted)
         given = [t for t in inputs.values() if t is not None]
         out = {}
@@ -229,11 +223,27 @@ class Runner:
                 out[p.name] = (want, None, None)
                 continue
             torch_dtype = getattr(torch, TORCH_NAMES[dtype.name])
-            term = None if terms is None else _double(terms[k])
-            bound = self.model.bound(_double(want), term, derived[position], torch_dtype, given)
+            bound = self.model.bound(_double(want), terms[position], torch_dtype, given)
             alternative = None if spare is None else (spare[0][position], spare[1][position])
             out[p.name] = (_double(want), bound, alternative)
         return out
+
+    def _terms(self, ask, values, wanted: list[int], outputs) -> list[torch.Tensor]:
+        """The sum of |terms| of each wanted output: the author's, or derived."""
+        if self.terms:
+            made = ask(self.terms, values)
+            return [_double(made[k]) for k in wanted]
+        plain = [_double(t) for t in outputs]
+        if not any(t.is_floating_point() for t in outputs):
+            return plain
+        return conditioning(
+            lambda moved: [
+                _double(t) for t in map(ask(self.reference, list(moved)).__getitem__, wanted)
+            ],
+            values,
+            plain,
+            seed=1,
+        )
 
     def _spare(self, ask, moving, values, wanted):
         """Where inputs are infinite or NaN: the outputs that do not depend on those elements.
