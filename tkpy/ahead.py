@@ -127,7 +127,11 @@ def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> 
     Raises SettingError for what ``call_of`` refuses, and TkError for a kernel that is not legal or
     that Triton cannot compile for this target.
     """
-    lowered = lower_for(kernel, setting or Setting())
+    return compile_lowered(kernel, lower_for(kernel, setting or Setting()), target)
+
+
+def compile_lowered(kernel: Kernel, lowered: Lowered, target: str) -> Compiled:
+    """``compile_for`` of what ``lower_for`` gave."""
     types = argument_types(lowered.fn, lowered.emitted.arguments)
     try:
         return compile_source(

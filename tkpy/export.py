@@ -138,7 +138,8 @@ class _Function:
     # -- the head --------------------------------------------------------------------------
 
     def _parameters(self) -> list[str]:
-        plain, keywords = [], []
+        plain: list[str] = []
+        keywords: list[str] = []
         for p in self.signature.parameters:
             is_output = isinstance(p.spec, TensorSpec) and p.spec.role == "out"
             text = p.name + self._default(p)

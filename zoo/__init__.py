@@ -5,3 +5,10 @@ registered module has ``kernels()`` (name -> kernel) and may have ``demo(console
 """
 
 from zoo import kernels as kernels
+
+
+def demo(console, text: bytes, seconds: float) -> None:
+    """``tkpy demo``: a small BASED model reads ``text``, see zoo.based.demo."""
+    from zoo.based.demo import demo as run
+
+    run(console, text, seconds)

@@ -70,7 +70,7 @@ def tk(*arguments: str, status: int = 0):
 def test_list(register):
     register(Entry({"scaled": cli_kernels.scaled, "many": cli_kernels.many}))
     out = tk("list").stdout
-    assert re.search(r"scaled\s+x\[N D\] factor; rows -> y\[N D\]\s+y = x \* factor\.", out)
+    assert re.search(r"scaled\s+x\[N D\], factor; rows -> y\[N D\]\s+y = x \* factor\.", out)
     assert "bias[F]?" in out and "y[H N+1 2*F]" in out
 
 

@@ -34,7 +34,7 @@ def list_kernels(as_json: AsJson = False) -> None:
 
 
 def arguments(found: Found) -> str:
-    """The signature in a line, such as ``q[B H N D] k[B H M D], scale -> o[B H N D]``."""
+    """The signature in a line, such as ``q[B H N D], k[B H M D], scale; causal -> o[B H N D]``."""
     tensors: list[str] = []
     others: list[str] = []
     out: list[str] = []
@@ -46,8 +46,8 @@ def arguments(found: Found) -> str:
             others.append(p.name)
         else:
             tensors.append(p.name)
-    tail = f"; {' '.join(others)}" if others else ""
-    return f"{' '.join(tensors)}{tail} -> {' '.join(out)}"
+    tail = f"; {', '.join(others)}" if others else ""
+    return f"{', '.join(tensors)}{tail} -> {', '.join(out)}"
 
 
 def _facts(found: Found) -> dict[str, object]:

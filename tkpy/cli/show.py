@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 from typing import Annotated
 
 import typer
 
+from codegen.aot import Compiled
+from codegen.ir import Function
 from codegen.text import print_function
-from tkpy.ahead import Setting, compile_for, lower_for
+from tkpy.ahead import Setting, compile_lowered, lower_for
 from tkpy.cli.app import NotFound
 from tkpy.cli.find import find
 from tkpy.cli.options import Constants, Dims, Dtype, DtypeName, KernelName, Target, setting
 from tkpy.cli.output import print_code
 from tkpy.kernel import Kernel
+from tkpy.lower import Lowered
 
 
 class Stage(enum.StrEnum):
@@ -71,7 +75,8 @@ def show(
     if after is not None and stage is not Stage.tile:
         raise NotFound("--pass is of tile IR: give --stage tile too")
     chosen = setting(found.kernel, dtype, dim, constant)
-    print_code(stage_text(found.kernel, stage, str(target), chosen, after), language(stage))
+    stages = Stages(found.kernel, chosen, str(target))
+    print_code(stages.after(after) if after else stages.text(stage), language(stage))
 
 
 def language(stage: Stage) -> str:
@@ -79,35 +84,39 @@ def language(stage: Stage) -> str:
     return _LANGUAGES.get(stage, "text")
 
 
-def stage_text(
-    kernel: Kernel, stage: Stage, target: str, chosen: Setting, after: str | None = None
-) -> str:
-    """The text of one stage; ``after`` names a pass for tile IR."""
-    if stage is Stage.source:
-        return inspect.getsource(kernel.fn)
-    if stage is Stage.tile:
-        return tile_text(kernel, chosen, after)
-    if stage is Stage.triton:
-        return lower_for(kernel, chosen).source
-    compiled = compile_for(kernel, target, chosen)
-    return compiled.sass if stage is Stage.sass else compiled.asm[str(stage)]
+class Stages:
+    """The texts of one variant of a kernel; lowered and compiled once, when first asked for."""
 
+    def __init__(self, kernel: Kernel, setting: Setting, target: str):
+        self.kernel, self.setting, self.target = kernel, setting, target
 
-def tile_text(kernel: Kernel, chosen: Setting, after: str | None = None) -> str:
-    """Tile IR after the last pass, or after the pass called ``after``; raises NotFound."""
-    if after is None:
-        return print_function(lower_for(kernel, chosen).fn)
-    texts: dict[str, str] = {}
+    @functools.cached_property
+    def lowered(self) -> Lowered:
+        return lower_for(self.kernel, self.setting)
 
-    def watch(name: str, fn) -> None:
-        # A pass that runs again is called name-2.
-        again = 2
-        first = name
-        while name in texts:
-            name, again = f"{first}-{again}", again + 1
-        texts[name] = print_function(fn)
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        return compile_lowered(self.kernel, self.lowered, self.target)
 
-    lower_for(kernel, chosen, watch=watch)
-    if after not in texts:
-        raise NotFound(f"no pass {after!r}\n  there is {', '.join(texts)}")
-    return texts[after]
+    def text(self, stage: Stage) -> str:
+        """The text of one stage. Raises TkError as ``tkpy.ahead.compile_for`` does."""
+        if stage is Stage.source:
+            return inspect.getsource(self.kernel.fn)
+        if stage is Stage.tile:
+            return print_function(self.lowered.fn)
+        if stage is Stage.triton:
+            return self.lowered.source
+        return self.compiled.sass if stage is Stage.sass else self.compiled.asm[str(stage)]
+
+    def after(self, wanted: str) -> str:
+        """Tile IR as the pass ``wanted`` leaves it; one that runs again is called name-2."""
+        texts: dict[str, str] = {}
+
+        def watch(name: str, fn: Function) -> None:
+            times = sum(known == name or known.startswith(f"{name}-") for known in texts)
+            texts[f"{name}-{times + 1}" if times else name] = print_function(fn)
+
+        lower_for(self.kernel, self.setting, watch=watch)
+        if wanted not in texts:
+            raise NotFound(f"no pass {wanted!r}\n  there is {', '.join(texts)}")
+        return texts[wanted]

@@ -98,6 +98,9 @@ class _Heads:
         return linear(y.transpose(1, 2).flatten(2), self.out)
 
 
+_SUMS = ("t0", "t1", "t2", "s0", "s1", "s2")
+
+
 class LinearAttention(_Heads):
     """Attention with softmax's exponential to second order; no positions, no window."""
 
@@ -105,8 +108,15 @@ class LinearAttention(_Heads):
         super().__init__(c, weights, c.heads * c.features)
 
     def __call__(self, x: Tensor, state, position: int):
+        """x: [B, N, width]. The state is the six sums of ``zoo.kernels.based``, in fp32."""
         q, k, v = (self.split(x, w) for w in (self.q, self.k, self.v))
-        return x, state
+        if state and x.shape[1] == 1:
+            state = tuple(t.clone() for t in state)  # the kernel updates it in place
+            y = based_decode(q[:, :, 0], k[:, :, 0], v[:, :, 0], *state)
+            return self.join(y[:, :, None]), state
+        given = dict(zip(_SUMS, state or (), strict=False))
+        y, *state = based(q, k, v, **given, **{f"new_{name}": True for name in _SUMS})
+        return self.join(y), tuple(state)
 
 
 class WindowAttention(_Heads):
@@ -119,25 +129,20 @@ class WindowAttention(_Heads):
         self.frequencies = 10_000.0 ** (-torch.arange(half) / half)
 
     def __call__(self, x: Tensor, state, position: int):
+        """x: [B, N, width]. The state is the ring's keys, turned by rotary, and its values."""
         n = x.shape[1]
         angles = torch.arange(position, position + n)[:, None] * self.frequencies
-        cos, sin = angles.cos(), angles.sin()
-        q, k = (rotary(self.split(x, w), cos, sin) for w in (self.q, self.k))
+        q, k = (rotary(self.split(x, w), angles.cos(), angles.sin()) for w in (self.q, self.k))
         v = self.split(x, self.v)
-        ring_k, ring_v = state or (k.new_zeros(*k.shape[:2], self.window, k.shape[3]) for _ in "kv")
-        filled = min(position, self.window)
+        ring = state or tuple(t.new_zeros(*t.shape[:2], self.window, t.shape[3]) for t in (k, v))
+        after = tuple(_put(r, t, position) for r, t in zip(ring, (k, v), strict=True))
         if n == 1:
-            # One query: which keys it sees matters, not their order.
-            ring_k, ring_v = _put(ring_k, k, position), _put(ring_v, v, position)
+            # One query: it matters which keys it sees, not their order.
             seen = min(position + 1, self.window)
-            return self.join(attention(q, ring_k[:, :, :seen], ring_v[:, :, :seen])), (
-                ring_k,
-                ring_v,
-            )
-        old = torch.arange(position - filled, position) % self.window
-        k_all, v_all = (torch.cat([r[:, :, old], t], 2) for r, t in ((ring_k, k), (ring_v, v)))
-        y = attention(q, k_all, v_all, window=self.window)
-        return self.join(y), (_put(ring_k, k, position), _put(ring_v, v, position))
+            return self.join(attention(q, *(r[:, :, :seen] for r in after))), after
+        past = torch.arange(max(position - self.window, 0), position) % self.window
+        keys, values = (torch.cat([r[:, :, past], t], 2) for r, t in zip(ring, (k, v), strict=True))
+        return self.join(attention(q, keys, values, window=self.window)), after
 
 
 def _put(ring: Tensor, new: Tensor, position: int) -> Tensor:
