@@ -510,7 +510,7 @@ class Printer:
                 self.symbol_names[arg.symbol] = name
                 self.symbol_names[result.symbol] = name
         self.symbol_names[symbol] = self.fresh(symbol.name)
-        bounds = self.index(stop) if start == 0 else f"{self.index(start)}, {self.index(stop)}"
+        bounds = self._bound(stop) if start == 0 else f"{self._bound(start)}, {self._bound(stop)}"
         stages = op.attrs.get("num_stages")
         if stages == 1:
             self.line("# what is left: tiles at an edge or under a mask")
@@ -528,6 +528,20 @@ class Printer:
             self.names[result] = name
             if result.symbol is not None:
                 self.scopes[-1].symbols.add(result.symbol)
+
+    def _bound(self, e: Expr) -> str:
+        """The text of a loop bound; a long one gets a name, which later bounds may mention."""
+        for scope in self.scopes:
+            for key, name in scope.shared.items():
+                if isinstance(key, tuple) and key[0] == "bound" and e.has(key[1]):
+                    named = sympy.Symbol(f"_{name}", integer=True)
+                    self.symbol_names[named] = name
+                    e = e.xreplace({key[1]: named})
+        body = self.index(e)
+        if len(body) <= 40:
+            return body
+        names = {s for s in e.free_symbols if s.name.startswith("_")}
+        return self.share(("bound", e), "stop", body, e.free_symbols - names)
 
     def _rebind(self, carried: list[str], body: Region) -> None:
         pairs = [
