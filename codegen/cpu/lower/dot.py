@@ -49,10 +49,7 @@ class Pairs(Tensor):
         k, n = idx
         words = []
         for part in (0, 1):
-            row = e.add(e.mul(k, const("i32", 2)), const("i32", part))
-            if row.kind != "c":
-                row.level = k.level
-            v = g.at(self.src, (row, n))
+            v = g.at(self.src, (g.affine(k, 2, part), n))
             words.append(e.extend(Val("i16", v.kind, v.x, n=v.n) if v.kind != "c" else const(
                 "i16", int(e.literal(v.ty, v.x))), "i32", signed=False))  # fmt: skip
         return e.op("or", "i32", words[0], e.op("shl", "i32", words[1], const("i32", 16)))
@@ -91,8 +88,7 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
                 def row(i, _):
                     rows = []
                     for r in range(width):
-                        jr = e.add(j, const("i32", r))
-                        jr.level = j.level if jr.kind != "c" else 0
+                        jr = g.affine(j, 1, r)
                         ramp = Val("i32", "a", n=k_lanes, base=i, stride=const("i32", 1), level=i.level)
                         v = e.operand(g.at(src, (ramp, jr)), k_lanes)
                         if pairs:

@@ -241,6 +241,16 @@ class Nest:
     def __init__(self, e: Emit) -> None:
         self.e = e
 
+    def affine(self, i: Val, scale: int, shift: int) -> Val:
+        """``i * scale + shift`` for an index component, made at the level of ``i``."""
+        e = self.e
+        level = min(max(e.base_level, i.level), e.scope.level)
+        with e.at_level(level):
+            out = e.add(e.mul(i, const("i32", scale)), const("i32", shift))
+        if out.kind != "c" and out is not i:
+            out.level = i.level
+        return out
+
     def at(self, t: Tensor, idx: tuple[Val, ...]) -> Val:
         e = self.e
         level = max([e.base_level, *(i.level for i in idx)])
