@@ -5,14 +5,21 @@ Nothing heavy is imported here: Triton imports this module inside ``import trito
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from triton.backends.compiler import BaseBackend as _Base
 from triton.backends.compiler import GPUTarget
 
-# Raised whenever the code that is generated changes, so that cached objects are not used.
-VERSION = "1"
+
+@functools.cache
+def _version() -> str:
+    """A hash of this package's source: objects that other source generated are not reused."""
+    root = Path(__file__).parent
+    text = b"".join(p.read_bytes() for p in sorted(root.rglob("*.py")))
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class CpuBackend(_Base):
         return target.backend == "cpu"
 
     def hash(self) -> str:
-        return f"{VERSION}-{self.target.arch}"
+        return f"{_version()}-{self.target.arch}"
 
     def parse_options(self, options: dict) -> CpuOptions:
         known = {f.name for f in fields(CpuOptions)}

@@ -122,17 +122,18 @@ def _widen(t: Tensor, elem: str) -> Tensor:
 
 
 def blocking(m: int, vectors: int, registers: int) -> tuple[int, int]:
-    """Rows and vectors of accumulators: as square as the registers allow."""
-    best = (1, 1)
+    """Rows and vectors of accumulators: as square as the registers allow.
+
+    The inner loop also holds the vectors of b and one broadcast of a, and LLVM wants one spare.
+    """
+    best, best_score = (1, 1), 0.0
     for nv in (1, 2, 3, 4):
-        if vectors % nv or (nv > 1 and registers <= 16 and nv > 2):
+        if vectors % nv:
             continue
-        room = (registers - nv - (0 if registers > 16 else 1)) // nv
-        mr = min(m, room, 14 if nv < 2 else 12)
-        # cost per multiply-add: loads of b and broadcasts of a, and the rows left over
+        mr = min(m, (registers - nv - 2) // nv, 12)
         score = mr * nv / (mr + nv) - 0.02 * (m % mr > 0)
-        if score > best[0] * best[1] / (best[0] + best[1]):
-            best = (mr, nv)
+        if score > best_score:
+            best, best_score = (mr, nv), score
     return best
 
 
