@@ -6,7 +6,7 @@ import re
 import struct
 
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val, const
-from codegen.cpu.lower import control, dot, memory, reduce, rest, shape
+from codegen.cpu.lower import control, dot, library, memory, reduce, rest, shape
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import (
     Buffer,
@@ -120,7 +120,7 @@ class Lowering:
     def is_lazy(self, op: Op) -> bool:
         if op.name == "tt.broadcast":
             return False
-        return op.name in TABLE or op.name in LAZY_SHAPES
+        return op.name in TABLE or op.name in LAZY_SHAPES or op.name in library.OPS
 
     def settle(self, name: str, t: Tensor, op: Op) -> Tensor:
         """Keep a result as a function, or write it down because that is cheaper or safer."""
@@ -313,7 +313,7 @@ OPS = {
     "tt.reduce": reduce.reduce, "tt.scan": reduce.scan, "tt.dot": dot.dot,
     "gpu.barrier": _nothing, "ttg.barrier": _nothing, "tt.debug_barrier": _nothing,
     "llvm.intr.assume": _nothing,
-    **memory.OPS, **control.OPS, **rest.OPS,
+    **memory.OPS, **control.OPS, **rest.OPS, **library.OPS,
 }  # fmt: skip
 
 
