@@ -291,11 +291,14 @@ def _result_types(op: Op) -> list[Type]:
     words = op.types
     for arrow in ("->", "to"):
         if arrow in words:
-            return _type_words(words[len(words) - words[::-1].index(arrow) :])
+            types = _type_words(words[len(words) - words[::-1].index(arrow) :])
+            return types * len(op.results) if len(types) == 1 else types
     if op.name.startswith("scf.") and "->" in op.words:  # the arrow stands before the region
         tail = op.words[op.words.index("->") + 1 :]
         return _type_words(tail[: len(tail)])[: len(op.results)]
     types = _type_words(words)
+    if not types and op.name == "arith.constant":
+        return [Type("i1")]  # `arith.constant true` prints no type
     if op.name in ("arith.cmpi", "arith.cmpf"):
         return [types[0].with_elem("i1")]
     if op.name == "arith.select":

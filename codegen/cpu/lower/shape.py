@@ -88,6 +88,8 @@ class Join(Tensor):
         super().__init__(ty)
         self.inputs = (a, b)
         self.heavy, self.reads = a.heavy or b.heavy, a.reads or b.reads
+        self.data = a.data or b.data
+        self.flops = 1 + getattr(a, "flops", 0) + getattr(b, "flops", 0)
 
     def at(self, g, idx):
         a, b = self.inputs
@@ -105,6 +107,8 @@ class Cat(Tensor):
         super().__init__(ty)
         self.inputs = (a, b)
         self.heavy, self.reads = a.heavy or b.heavy, a.reads or b.reads
+        self.data = a.data or b.data
+        self.flops = 1 + getattr(a, "flops", 0) + getattr(b, "flops", 0)
 
     def at(self, g, idx):
         e = g.e

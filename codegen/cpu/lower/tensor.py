@@ -22,10 +22,12 @@ class Tensor:
 
     ``heavy``: evaluating an element costs more than reading it back from a buffer.
     ``reads``: evaluating touches memory that the kernel may write (a global load is inside).
+    ``data``: elements come from memory, unlike those of index arithmetic.
     """
 
     heavy = False
     reads = False
+    data = False
     op_name = ""
     inputs: tuple[Tensor, ...] = ()
 
@@ -121,14 +123,22 @@ class Map(Tensor):
         super().__init__(ty)
         self.op_name, self.fn, self.inputs = name, fn, tuple(inputs)
         self.flops = 1 + sum(getattr(t, "flops", 0) for t in inputs)
-        own = ty.elem in ("f32", "f64", "bf16", "f16") and self.flops > 3
+        self.data = any(t.data for t in inputs)
+        floats = ty.elem in ("f32", "f64", "bf16", "f16")
+        own = self.flops > 3 and (floats or self.data)
         self.heavy = heavy or own or any(t.heavy for t in inputs)
+        self.strides: dict[int, int | None] = {}
         self.reads = any(t.reads for t in inputs)
 
     def at(self, g, idx):
         return self.fn(g.e, *[g.at(t, idx) for t in self.inputs])
 
     def stride(self, axis):
+        if axis not in self.strides:
+            self.strides[axis] = self._stride(axis)
+        return self.strides[axis]
+
+    def _stride(self, axis):
         strides = [t.stride(axis) for t in self.inputs]
         if all(s == 0 for s in strides):
             return 0
@@ -156,7 +166,7 @@ class Reindex(Tensor):
         super().__init__(ty)
         self.src, self.index, self.strides = src, index, strides
         self.inputs = (src,)
-        self.heavy, self.reads = src.heavy, src.reads
+        self.heavy, self.reads, self.data = src.heavy, src.reads, src.data
         self.flops = getattr(src, "flops", 0)
 
     def at(self, g, idx):
@@ -177,6 +187,7 @@ class Load(Tensor):
 
     heavy = True
     reads = True
+    data = True
 
     def __init__(self, ty: Type, ptr: Tensor, mask: Tensor | None, other: Tensor | None) -> None:
         super().__init__(ty)
@@ -192,6 +203,8 @@ class Load(Tensor):
 
 class Buffer(Tensor):
     """A tensor in scratch memory. ``order`` lists the axes from outermost to contiguous."""
+
+    data = True
 
     def __init__(self, ty: Type, base: Val, order: tuple[int, ...] | None = None) -> None:
         super().__init__(ty)
@@ -287,9 +300,15 @@ def lane_axis(shape: tuple[int, ...], prefer: int | None = None) -> int | None:
 
 def contiguous_axis(t: Tensor) -> int | None:
     """The axis along which the loads inside a tensor are contiguous in memory."""
-    seen: set[int] = set()
+    seen: dict[int, bool | None] = {}
 
     def visit(t: Tensor, axis: int) -> bool | None:
+        if id(t) not in seen:
+            seen[id(t)] = None
+            seen[id(t)] = ask(t, axis)
+        return seen[id(t)]
+
+    def ask(t: Tensor, axis: int) -> bool | None:
         if isinstance(t, Load):
             return t.ptr.stride(axis) == BYTES[t.type.elem]
         if isinstance(t, Buffer):
@@ -298,7 +317,7 @@ def contiguous_axis(t: Tensor) -> int | None:
             if t.strides is None or t.strides[axis] is None:
                 return None
             return visit(t.src, t.strides[axis])
-        if id(t) in seen or not isinstance(t, Map):
+        if not isinstance(t, Map):
             return None
         votes = [v for v in (visit(i, axis) for i in t.inputs) if v is not None]
         return None if not votes else sum(votes) * 2 >= len(votes) and any(votes)

@@ -169,7 +169,8 @@ def test_atomics(op, dtype):
         want[at] = fn(want[at], x[k])
     atomics[(1,)](x, o, old, n, op, 32)
     assert torch.equal(o, want)
-    assert old[0] == 3
+    if dtype != torch.float32:  # Triton makes a float maximum from two integer operations
+        assert old[0] == 3
 
 
 def test_atomics_between_programs():
