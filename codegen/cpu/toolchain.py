@@ -1,6 +1,7 @@
 """The host's vector features, and LLVM through llvmlite: IR text -> assembly and object code.
 
-``TKPY_CPU_FEATURES`` forces a feature set: ``avx512``, ``avx2`` or ``base`` (four lanes).
+``TKPY_CPU_FEATURES`` forces a feature set: ``avx512`` (without matrix tiles),
+``avx2`` or ``base`` (four lanes).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class Features:
     flags: str
     width: int
     registers: int
+    amx: bool = False
 
     def has(self, extension: str) -> bool:
         return f"+{extension}," in self.flags + ","
@@ -42,6 +44,17 @@ def llvm():
     return binding
 
 
+def _allow_tiles() -> bool:
+    """Linux hands out the large tile state only to processes that ask for it."""
+    import ctypes
+    import sys
+
+    if not sys.platform.startswith("linux"):
+        return False
+    arch_prctl, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request, tile_data) == 0
+
+
 @functools.cache
 def _features(forced: str) -> Features:
     binding = llvm()
@@ -54,7 +67,8 @@ def _features(forced: str) -> Features:
     if forced == "avx2" or (not forced and host.get("avx2") and not host.get("avx512f")):
         return Features("avx2", "haswell" if forced else cpu, _AVX2 if forced else flags, 8, 16)
     if forced == "avx512" or (not forced and host.get("avx512f")):
-        return Features("avx512", cpu, flags, 16, 32)
+        amx = not forced and bool(host.get("amx-bf16")) and _allow_tiles()
+        return Features("amx" if amx else "avx512", cpu, flags, 16, 32, amx)
     neon = host.get("neon") or "aarch64" in binding.get_process_triple()
     flags = flags + (",+fma,+f16c" if neon else "")  # both are part of the base architecture
     return Features("neon" if neon else "base", cpu, flags, 4, 32 if neon else 16)
@@ -73,6 +87,26 @@ def _machine(f: Features):
     return target.create_target_machine(cpu=f.cpu, features=flags, opt=2, jit=True)
 
 
+def _simplify(binding, machine, module) -> None:
+    """A short pipeline: the code is vector code with invariants hoisted already, and LLVM's -O2
+    would take six times as long to find that out."""
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options())
+    whole = binding.create_new_module_pass_manager()
+    whole.add_always_inliner_pass()
+    whole.run(module, builder)
+    manager = binding.create_new_function_pass_manager()
+    manager.add_sroa_pass()
+    manager.add_new_gvn_pass()
+    manager.add_instruction_combine_pass()
+    manager.add_simplify_cfg_pass()
+    manager.add_loop_rotate_pass()
+    manager.add_instruction_combine_pass()
+    manager.add_dead_code_elimination_pass()
+    for function in module.functions:
+        if not function.is_declaration:
+            manager.run(function, builder)
+
+
 def optimise(text: str, f: Features) -> tuple[str, str, bytes]:
     """LLVM IR text -> (optimised IR, assembly, object)."""
     binding = llvm()
@@ -81,12 +115,7 @@ def optimise(text: str, f: Features) -> tuple[str, str, bytes]:
         module = binding.parse_assembly(text)
         module.triple = machine.triple
         module.verify()
-        options = binding.create_pipeline_tuning_options(speed_level=2)
-        options.loop_vectorization = False  # the code is vector code already
-        options.slp_vectorization = False
-        options.loop_unrolling = False
-        builder = binding.create_pass_builder(machine, options)
-        builder.getModulePassManager().run(module, builder)
+        _simplify(binding, machine, module)
         return str(module), machine.emit_assembly(module), machine.emit_object(module)
 
 

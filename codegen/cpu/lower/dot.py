@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
+from codegen.cpu.lower import tiles
 from codegen.cpu.lower.shape import _divmod
 from codegen.cpu.lower.tensor import ZERO, Buffer, Map, Nest, Tensor, contiguous_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op, Type
@@ -193,11 +194,13 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) ->
     native = (a.type.elem == b.type.elem == "bf16" and acc == "f32" and k % 2 == 0
               and e.features.has("avx512bf16") and e.features.width == 16 and n >= 16)  # fmt: skip
     mark = low.mark()
+    use_tiles = tiles.applies(e.features, a, b, out)
+    native = native or use_tiles
     if not native:
         a, b = _widen(a, elem), _widen(b, elem)
     lanes = min(e.features.width, n)
     mr, nv = blocking(m, n // lanes, e.features.registers)
-    nr = nv * lanes
+    nr = tiles.panel_width(n) if use_tiles else nv * lanes
     if not (type(a) is Buffer and a.steps[1] == 1):
         packed = low.alloc(a.type)
         low.write(a, packed)
@@ -206,6 +209,10 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) ->
     bty = Type("i32" if native else elem, (rows, n), True)
     panel = Panel(bty, low.alloc(bty).base, nr)
     pack(low, b, panel, native)
+    if use_tiles:
+        tiles.multiply(low, a, panel, c, out)
+        low.release(mark)
+        return
     kernel = _Kernel(low, a, panel, c, out, (rows, lanes, nv, native, elem, acc_elem))
     with nest(e) as g:
 

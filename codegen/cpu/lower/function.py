@@ -6,7 +6,7 @@ import re
 import struct
 
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val, const
-from codegen.cpu.lower import control, dot, library, memory, reduce, rest, shape
+from codegen.cpu.lower import control, dot, library, memory, reduce, rest, shape, tiles
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import (
     Buffer,
@@ -38,6 +38,7 @@ class Lowering:
         self.messages: list[str] = []
         self.func: Func | None = None
         self.uses: Uses | None = None
+        self.uses_tiles = False
         self.targets: dict[str, Buffer] = {}
         self.single: dict[str, tuple] = {}
 
@@ -348,6 +349,11 @@ def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
     attrs = (f'attributes #0 = {{ nounwind "prefer-vector-width"="{low.features.bits}" '
              f'"min-legal-vector-width"="{low.features.bits}" '
              f'"target-cpu"="{low.features.cpu}" "target-features"="{low.features.flags}" }}')  # fmt: skip
+    configure = release = ""
+    if low.uses_tiles:
+        configure = "  " + tiles.configure(low.e)
+        low.e.declare("declare void @llvm.x86.tilerelease()")
+        release = "  call void @llvm.x86.tilerelease()\n"
     body = low.e.text()
     prologue = "\n".join("  " + p for p in low.prologue)
     return f"""; kernel {func.name}
@@ -364,6 +370,7 @@ entry:
 define void @kernel(ptr %args, i64 %begin, i64 %end, i32 %gx, i32 %gy, i32 %gz, ptr %scratch, ptr %status) #0 {{
 entry:
 {chr(10).join(loads)}
+{configure}
   %gx64 = zext i32 %gx to i64
   %gy64 = zext i32 %gy to i64
   %any = icmp slt i64 %begin, %end
@@ -382,7 +389,7 @@ loop:
   %more = icmp slt i64 %next, %end
   br i1 %more, label %loop, label %done
 done:
-  ret void
+{release}  ret void
 }}
 
 {attrs}
