@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -48,6 +49,9 @@ class _Scratch:
         if size > self.size:
             size = -(-size // (1 << 21)) << 21
             memory = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):
+                    memory.madvise(mmap.MADV_HUGEPAGE)
             self.keep = [memory]
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
             self.size = size

@@ -179,9 +179,14 @@ def _trig(e: Emit, x: Val, shift: int) -> Val:
     wide = e.cast("fpext", x, "f64")
     q = e.op("fmul", "f64", wide, const("f64", 0.6366197723675814))
     q = e.call("llvm.rint", "f64", q)
-    r = fma(e, q, const("f64", -1.5707963267948966), wide)
-    r = fma(e, q, const("f64", -6.123233995736766e-17), r)
-    near = e.op("fcmp olt", "f64", e.call("llvm.fabs", "f64", q), const("f64", 1e9), out="i1")
+    if e.features.has("fma"):
+        limit, parts = 1e9, (1.5707963267948966, 6.123233995736766e-17)
+    else:  # products exact for 20-bit multiples: the first part of pi/2 has 33 bits
+        limit, parts = 2.0**20, (1.57079632673412561417, 6.07710050650619224932e-11)
+    r = wide
+    for part in parts:
+        r = fma(e, q, const("f64", -part), r)
+    near = e.op("fcmp olt", "f64", e.call("llvm.fabs", "f64", q), const("f64", limit), out="i1")
     k = e.cast("fptosi", e.select(near, q, const("f64", 0.0)), "i32")
     r = e.cast("fptrunc", e.select(near, r, const("f64", 0.0)), "f32")
     k = e.op("add", "i32", k, _i(shift))
@@ -194,7 +199,7 @@ def _trig(e: Emit, x: Val, shift: int) -> Val:
     y = e.select(odd, c, s)
     flip = e.op("shl", "i32", e.op("and", "i32", k, _i(2)), _i(30))
     y = _float(e, e.op("xor", "i32", _bits(e, y), flip))
-    # Arguments beyond 1e9 (and infinities, NaN) are rare: the C library, behind a test per vector.
+    # Arguments beyond the limit (and infinities, NaN) are rare: the C library, behind a test per vector.
     name = "cosf" if shift else "sinf"
     return far_lanes(e, name, near, x, y, n)
 

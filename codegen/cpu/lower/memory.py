@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from codegen.cpu import floats
 from codegen.cpu.emit import LLVM, Val, const, ll
 from codegen.cpu.lower import access
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
 
-BARE = {"f16": "half", "bf16": "bfloat"}
+BARE = ("f16", "bf16")
 
 
 def load(low, op: Op) -> None:
@@ -107,6 +108,28 @@ def _guarded(low, p: Val, vals: list[Val], mask: Val, one) -> Val:
     return e.wrap(ty, e.raw(f"load {LLVM[ty]}, ptr {slot}"), 0)
 
 
+def _add_narrow(low, p: Val, v: Val, order: str) -> Val:
+    """An atomic addition of 16-bit floats: compare-and-swap until nobody came in between."""
+    e = low.e
+    slot = low.slot(v.ty)
+    where = e.operand(p)
+    first = e.raw(f"load atomic i16, ptr {where} monotonic, align 2")
+    e.line(f"store i16 {first}, ptr {slot}")
+    again, done = e.fresh_label("again"), e.fresh_label("added")
+    e.branch(again)
+    e.mark(again)
+    old = e.wrap(v.ty, e.raw(f"load i16, ptr {slot}"), 0)
+    total = e.op("fadd", "f32", floats.widen(e, old), floats.widen(e, v))
+    new = e.operand(floats.narrow(e, total, v.ty))
+    fail = "monotonic" if order in ("monotonic", "release") else "acquire"
+    pair = e.raw(f"cmpxchg ptr {where}, i16 {old.x}, i16 {new} {order} {fail}, align 2")
+    e.line(f"store i16 {e.raw(f'extractvalue {{ i16, i1 }} {pair}, 0')}, ptr {slot}")
+    won = e.raw(f"extractvalue {{ i16, i1 }} {pair}, 1")
+    e.line(f"br i1 {won}, label %{done}, label %{again}")
+    e.mark(done)
+    return old
+
+
 def atomic_rmw(low, op: Op) -> None:
     """tt.atomic_rmw of every kind."""
     e = low.e
@@ -117,11 +140,8 @@ def atomic_rmw(low, op: Op) -> None:
 
     def one(p: Val, vals: list[Val]) -> Val:
         v = vals[0]
-        if v.ty in BARE:  # a compare-and-swap loop in LLVM
-            t = BARE[v.ty]
-            raw = e.raw(f"bitcast i16 {e.operand(v)} to {t}")
-            old = e.raw(f"atomicrmw {RMW[kind]} ptr {e.operand(p)}, {t} {raw} {order}, align 2")
-            return e.wrap(v.ty, e.raw(f"bitcast {t} {old} to i16"), 0)
+        if v.ty in BARE and kind == "fadd":
+            return _add_narrow(low, p, v, order)
         return e.wrap(v.ty, e.raw(
             f"atomicrmw {RMW[kind]} ptr {e.operand(p)}, {ll(v.ty)} {e.operand(v)} {order}, "
             f"align {BYTES[v.ty]}"), 0)  # fmt: skip
