@@ -71,6 +71,12 @@ def _reads_any(t: Tensor, ids: set[int]) -> bool:
 # -- scf.for ---------------------------------------------------------------------------------
 
 
+def _yielded(block: Block) -> list[str]:
+    """What a body hands on; a yield of nothing is not printed."""
+    last = block.ops[-1] if block.ops else None
+    return last.operands if last is not None and last.name == "scf.yield" else []
+
+
 def _uniform_step(low, op: Op, k: int) -> tuple[str, str] | None:
     """(how, name) if carry ``k`` only moves by a loop-invariant or scalar amount each iteration."""
     body = op.regions[0].entry
@@ -98,7 +104,7 @@ def for_(low, op: Op) -> None:
     lb, ub, step, *inits = op.operands
     body = op.regions[0].entry
     start, stop, by = (low.scalar(v) for v in (lb, ub, step))
-    yielded = body.ops[-1].operands
+    yielded = _yielded(body)
     plan = []  # per carry: ("scalar" | "fixed" | "moves" | "buffer", ...)
     phis = []
     for k, name in enumerate(inits):
@@ -297,9 +303,8 @@ def while_(low, op: Op) -> None:
     e.mark(body)
     e.open()
     _read(low, handed, after.args)
-    for inner in after.ops[:-1]:
-        low.op(inner)
-    _fill(low, carried, [low.env[v] for v in after.ops[-1].operands])
+    low.block(after)
+    _fill(low, carried, [low.env[v] for v in _yielded(after)])
     e.branch(head)
     e.close()
     e.mark(end)

@@ -70,6 +70,10 @@ def loops(x, o, n, HOW: tl.constexpr, N: tl.constexpr):
         for k in range(n):
             acc += e * k
         v = acc
+    elif HOW == "effects":
+        for k in range(n):
+            tl.store(o + k, k)
+        v = tl.where(i < n, i, v)
     elif HOW == "empty":
         for _ in range(n, 0):
             v = v * 0
@@ -105,6 +109,8 @@ def expected(how, x, n):
     if how == "pointers":
         m = torch.arange(len(x)) < len(x) - n
         return sum((torch.where(m, x.roll(-k), 0) for k in range(n)), torch.zeros_like(x))
+    if how == "effects":
+        return torch.where(torch.arange(len(x)) < n, torch.arange(len(x)), x)
     if how == "invariant":
         return x.exp() * sum(range(n))
     return x
@@ -112,7 +118,7 @@ def expected(how, x, n):
 
 @pytest.mark.parametrize("n", [0, 1, 5])
 @pytest.mark.parametrize("how", ["for", "swap", "three", "shift", "while", "if", "nested", "scalar",
-                                 "pointers", "invariant", "empty"])  # fmt: skip
+                                 "pointers", "invariant", "effects", "empty"])  # fmt: skip
 def test_control(how, n):
     x = torch.randint(-4, 5, (64,), generator=torch.Generator().manual_seed(n)).float()
     out = torch.empty(64)
