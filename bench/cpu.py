@@ -73,6 +73,7 @@ def _rowwise(kind: str):
     w, b = torch.randn(1024), torch.randn(1024)
     ref = torch.empty_like(x)
     if kind == "softmax":
+
         def ours():
             kernels.softmax[(4096,)](x, o, 1024, 1024)
 
@@ -80,12 +81,14 @@ def _rowwise(kind: str):
             torch.softmax(x, -1, out=ref)
             return ref
     elif kind == "layernorm":
+
         def ours():
             kernels.layernorm[(4096,)](x, w, b, o, 1024, 1e-5, 1024)
 
         def rival():
             return F.layer_norm(x, (1024,), w, b)
     else:
+
         def ours():
             kernels.rmsnorm[(4096,)](x, w, o, 1024, 1e-5, 1024)
 
@@ -138,7 +141,9 @@ def run(only: str, threads: int) -> list[dict]:
             fns["limit"] = lambda: dst.copy_(src)
         t = turns(fns)
         limit_ms = flops / sorted(rates)[len(rates) // 2] / 1e6 if flops else t["limit"]
-        row = Row(work, t["ours"], "torch", t["rival"], t["rival"] / t["ours"], limit_ms / t["ours"])
+        row = Row(
+            work, t["ours"], "torch", t["rival"], t["rival"] / t["ours"], limit_ms / t["ours"]
+        )
         rows.append(asdict(row))
         print(f"{work:28}{row.ours_ms:10.3f}{row.rival_ms:10.3f}  {row.rival:8}{row.ratio:7.2f}"
               f"{row.limit_fraction:10.2f}", flush=True)  # fmt: skip

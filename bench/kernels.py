@@ -6,7 +6,9 @@ import triton.language as tl
 
 
 @triton.jit
-def gemm(a, b, c, M, N, K, sam, sak, sbk, sbn, scm, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def gemm(
+    a, b, c, M, N, K, sam, sak, sbk, sbn, scm, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     """c = a @ b."""
     rm = tl.program_id(0) * BM + tl.arange(0, BM)
     rn = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -25,7 +27,9 @@ def gemm(a, b, c, M, N, K, sam, sak, sbk, sbn, scm, BM: tl.constexpr, BN: tl.con
 
 
 @triton.jit
-def attention(q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):
+def attention(
+    q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr
+):
     """Online-softmax attention forward over contiguous [heads, N, D]."""
     start = tl.program_id(0) * BM
     base = tl.program_id(1) * N * D
@@ -51,7 +55,9 @@ def attention(q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: 
         acc = tl.dot(p.to(z.dtype), z, acc * alpha[:, None])
         m = new
     acc = acc / l[:, None]
-    tl.store(o + base + rm[:, None] * D + rd[None, :], acc.to(o.dtype.element_ty), mask=rm[:, None] < N)
+    tl.store(
+        o + base + rm[:, None] * D + rd[None, :], acc.to(o.dtype.element_ty), mask=rm[:, None] < N
+    )
 
 
 @triton.jit

@@ -41,7 +41,8 @@ end:
 {stores}
   ret void
 }}
-attributes #0 = {{ "prefer-vector-width"="512" "min-legal-vector-width"="512" "target-features"="{flags}" }}
+attributes #0 = {{ "prefer-vector-width"="512" "min-legal-vector-width"="512"
+                   "target-features"="{flags}" }}
 """
 
 
@@ -54,14 +55,26 @@ def fma_peak(threads: int) -> Callable[[], float]:
     t = f"<{n} x float>"
     phis, body, stores = [], [], []
     for c in range(chains):
-        phis.append(f"  %a{c} = phi {t} [ splat (float {c + 1}.0), %entry ], [ %r{c}_{steps - 1}, %loop ]")
+        phis.append(
+            f"  %a{c} = phi {t} [ splat (float {c + 1}.0), %entry ], [ %r{c}_{steps - 1}, %loop ]"
+        )
         stores.append(f"  %p{c} = getelementptr float, ptr %out, i64 {c * n}")
         stores.append(f"  store {t} %r{c}_{steps - 1}, ptr %p{c}, align 4")
     for s in range(steps):
         for c in range(chains):
             x = f"%a{c}" if s == 0 else f"%r{c}_{s - 1}"
-            body.append(f"  %r{c}_{s} = call {t} @llvm.fma.v{n}f32({t} splat (float 0.75), {t} {x}, {t} splat (float 1.25))")
-    text = _FMA.format(t=t, n=n, phis="\n".join(phis), body="\n".join(body), stores="\n".join(stores), flags=f.flags)
+            body.append(
+                f"  %r{c}_{s} = call {t} @llvm.fma.v{n}f32("
+                f"{t} splat (float 0.75), {t} {x}, {t} splat (float 1.25))"
+            )
+    text = _FMA.format(
+        t=t,
+        n=n,
+        phis="\n".join(phis),
+        body="\n".join(body),
+        stores="\n".join(stores),
+        flags=f.flags,
+    )
     library = Library(optimise(text, f)[2])
     call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_void_p)(library.address("peak"))
     call.library = library

@@ -55,7 +55,8 @@ def launch(fn, grid, args: tuple, kwargs: dict):
     done = cache.get(key)
     if done is None:
         parsed, signature, constexprs, attrs = fn._pack_args(
-            backend, kwargs, bound, specialization, options)
+            backend, kwargs, bound, specialization, options
+        )
         source = ASTSource(fn, signature, constexprs, attrs)
         kernel = compile(source, target=backend.target, options=parsed.__dict__)
         done = cache[key] = _Compiled(kernel, source)

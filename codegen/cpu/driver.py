@@ -34,8 +34,14 @@ class CpuUtils:
         return (*load(kernel), 0, 0, 1 << 30)
 
     def get_device_properties(self, device):
-        return {"max_shared_mem": 1 << 62, "max_num_regs": 32, "multiprocessor_count": os.cpu_count(),
-                "warpSize": 1, "sm_clock_rate": 0, "mem_clock_rate": 0, "mem_bus_width": 0}  # fmt: skip
+        clocks = {"sm_clock_rate": 0, "mem_clock_rate": 0, "mem_bus_width": 0}
+        return {
+            "max_shared_mem": 1 << 62,
+            "max_num_regs": 32,
+            "multiprocessor_count": os.cpu_count(),
+            "warpSize": 1,
+            **clocks,
+        }
 
 
 class CpuDriver(_Base):
@@ -76,7 +82,7 @@ class CpuDriver(_Base):
     def get_current_device(self) -> int:
         # A forced feature set is a device of its own: Triton keeps compiled kernels per device.
         forced = os.environ.get("TKPY_CPU_FEATURES")
-        return 0 if not forced else forced
+        return forced or 0
 
     def set_current_device(self, device) -> None:
         """There is one."""

@@ -67,7 +67,9 @@ class Val:
         return self.kind == "c" and self.x == value
 
     def __repr__(self) -> str:
-        return f"Val({self.ty} {self.kind} {self.x if self.kind != 'a' else (self.base, self.stride)})"
+        return (
+            f"Val({self.ty} {self.kind} {self.x if self.kind != 'a' else (self.base, self.stride)})"
+        )
 
 
 def const(ty: str, value) -> Val:
@@ -260,9 +262,13 @@ class Emit:
     def literal(self, ty: str, value) -> str:
         """A constant as LLVM writes it."""
         if ty == "f32":
-            value = struct.unpack("<f", struct.pack("<f", value))[0] if abs(
-                value) < 3.4028235677973366e38 or value != value or abs(value) == float("inf") else (
-                float("inf") if value > 0 else float("-inf"))
+            value = (
+                struct.unpack("<f", struct.pack("<f", value))[0]
+                if abs(value) < 3.4028235677973366e38
+                or value != value
+                or abs(value) == float("inf")
+                else (float("inf") if value > 0 else float("-inf"))
+            )
         if ty in ("f32", "f64"):
             return "0x" + struct.pack(">d", value).hex().upper()
         if ty in NARROW_FLOATS:
@@ -284,7 +290,11 @@ class Emit:
             assert v.n == n, (v, n)
             return v.x
         if v.kind == "c":
-            return f"splat ({LLVM[v.ty]} {self.literal(v.ty, v.x)})" if v.ty != "ptr" else "zeroinitializer"
+            return (
+                f"splat ({LLVM[v.ty]} {self.literal(v.ty, v.x)})"
+                if v.ty != "ptr"
+                else "zeroinitializer"
+            )
         if v.kind == "u":
             t = ll(v.ty, n)
             one = self.raw(f"insertelement {t} poison, {LLVM[v.ty]} {v.x}, i64 0")
@@ -315,7 +325,7 @@ class Emit:
     # -- integer arithmetic that keeps constants and ramps ----------------------------------
 
     def add(self, a: Val, b: Val) -> Val:
-        if b.kind == "c" and not (a.kind == "c"):
+        if b.kind == "c" and a.kind != "c":
             a, b = b, a
         if a.is_const(0):
             return b
@@ -334,8 +344,11 @@ class Emit:
         return self.vector_or_ramp("add", a, b)
 
     def sub(self, a: Val, b: Val) -> Val:
-        return self.add(a, self.mul(b, const(b.ty, -1))) if b.kind != "v" else self.vector_or_ramp(
-            "sub", a, b)
+        return (
+            self.add(a, self.mul(b, const(b.ty, -1)))
+            if b.kind != "v"
+            else self.vector_or_ramp("sub", a, b)
+        )
 
     def mul(self, a: Val, b: Val) -> Val:
         if b.kind == "c":
@@ -403,8 +416,11 @@ class Emit:
         if count.is_const(0):
             return ptr
         if ptr.uniform and count.uniform:
-            return self.wrap("ptr", self.raw(
-                f"getelementptr i8, ptr {self.operand(ptr)}, i64 {self.operand(count)}"), 0)
+            return self.wrap(
+                "ptr",
+                self.raw(f"getelementptr i8, ptr {self.operand(ptr)}, i64 {self.operand(count)}"),
+                0,
+            )
         if ptr.kind in "cua" and count.kind in "cua":
             zero = const("i64", 0)
             base = self.offset(ptr if ptr.uniform else ptr.base,
@@ -417,11 +433,13 @@ class Emit:
         n = self.widths((ptr, count))
         offs = self.operand(count, n)
         if ptr.uniform:
-            return self.wrap("ptr", self.raw(
-                f"getelementptr i8, ptr {self.operand(ptr)}, <{n} x i64> {offs}"), n)
+            return self.wrap(
+                "ptr", self.raw(f"getelementptr i8, ptr {self.operand(ptr)}, <{n} x i64> {offs}"), n
+            )
         base = self.operand(ptr, n)
-        return self.wrap("ptr", self.raw(
-            f"getelementptr i8, <{n} x ptr> {base}, <{n} x i64> {offs}"), n)
+        return self.wrap(
+            "ptr", self.raw(f"getelementptr i8, <{n} x ptr> {base}, <{n} x i64> {offs}"), n
+        )
 
     def op(self, op: str, ty: str, *vals: Val, out: str | None = None) -> Val:
         """A lane-wise instruction: ``op('fadd', 'f32', a, b)``, ``op('icmp slt', 'i32', a, b)``."""
@@ -448,5 +466,8 @@ class Emit:
         c = self.operand(cond, 0 if cond.uniform else n)
         ct = "i1" if cond.uniform else f"<{n} x i1>"
         t = ll(a.ty, n)
-        return self.wrap(a.ty, self.raw(
-            f"select {ct} {c}, {t} {self.operand(a, n)}, {t} {self.operand(b, n)}"), n)
+        return self.wrap(
+            a.ty,
+            self.raw(f"select {ct} {c}, {t} {self.operand(a, n)}, {t} {self.operand(b, n)}"),
+            n,
+        )

@@ -70,12 +70,17 @@ def narrow(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:
         return Val(ty, "c", v.x)
     if ty == "f16" and e.features.has("f16c") and rounding == "rtne":
         n = v.n if not v.uniform else 0
-        t, h, i = (f"<{n} x float>", f"<{n} x half>", f"<{n} x i16>") if n else ("float", "half", "i16")
+        t, h, i = (
+            (f"<{n} x float>", f"<{n} x half>", f"<{n} x i16>") if n else ("float", "half", "i16")
+        )
         half = e.raw(f"fptrunc {t} {e.operand(v, n)} to {h}")
         return e.wrap(ty, e.raw(f"bitcast {h} {half} to {i}"), n)
     exp, man, bias, has_inf = FORMATS[ty]
-    bits = e.cast("bitcast", v, "i32") if v.kind != "c" else e.cast(
-        "bitcast", e.op("fadd", "f32", v, const("f32", -0.0)), "i32")
+    bits = (
+        e.cast("bitcast", v, "i32")
+        if v.kind != "c"
+        else e.cast("bitcast", e.op("fadd", "f32", v, const("f32", -0.0)), "i32")
+    )
     drop = 23 - man
     if ty == "bf16":
         nan = e.op("fcmp uno", "f32", v, v, out="i1")
@@ -102,12 +107,16 @@ def narrow(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:
     magic = const("f32", 2.0 ** (least + 23))
     absv = e.cast("bitcast", mag, "f32")
     if rounding == "rtz":
-        scaled = e.op("fmul", "f32", absv, const("f32", 2.0 ** -least))
+        scaled = e.op("fmul", "f32", absv, const("f32", 2.0**-least))
         tiny = e.cast("fptosi", e.select(e.op("icmp slt", "i32", mag, _i((128 - bias) << 23)),
                                          scaled, const("f32", 0.0)), "i32")  # fmt: skip
     else:
-        tiny = e.op("sub", "i32", e.cast("bitcast", e.op("fadd", "f32", absv, magic), "i32"),
-                    e.cast("bitcast", e.op("fadd", "f32", magic, const("f32", -0.0)), "i32"))
+        tiny = e.op(
+            "sub",
+            "i32",
+            e.cast("bitcast", e.op("fadd", "f32", absv, magic), "i32"),
+            e.cast("bitcast", e.op("fadd", "f32", magic, const("f32", -0.0)), "i32"),
+        )
     out = e.select(e.op("icmp slt", "i32", mag, _i((128 - bias) << 23)), tiny, normal)
     top = ((1 << exp) - 1) << man
     if has_inf:

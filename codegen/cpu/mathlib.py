@@ -123,8 +123,11 @@ def _log_edges(e: Emit, x: Val, y: Val) -> Val:
     inf = float("inf")
     y = e.select(e.op("fcmp oeq", "f32", x, _f(inf), out="i1"), _f(inf), y)
     y = e.select(e.op("fcmp oeq", "f32", x, _f(0.0), out="i1"), _f(-inf), y)
-    return e.select(e.op("fcmp uge", "f32", x, _f(0.0), out="i1"),
-                    e.select(e.op("fcmp uno", "f32", x, x, out="i1"), x, y), _f(float("nan")))
+    return e.select(
+        e.op("fcmp uge", "f32", x, _f(0.0), out="i1"),
+        e.select(e.op("fcmp uno", "f32", x, x, out="i1"), x, y),
+        _f(float("nan")),
+    )
 
 
 def log(e: Emit, x: Val) -> Val:
@@ -150,7 +153,9 @@ def tanh(e: Emit, x: Val) -> Val:
                     -3.33332819422e-1))  # fmt: skip
     small = fma(e, e.op("fmul", "f32", p, z), x, x)
     t = exp(e, e.op("fmul", "f32", ax, _f(2.0)))
-    big = e.op("fsub", "f32", _f(1.0), e.op("fdiv", "f32", _f(2.0), e.op("fadd", "f32", t, _f(1.0))))
+    big = e.op(
+        "fsub", "f32", _f(1.0), e.op("fdiv", "f32", _f(2.0), e.op("fadd", "f32", t, _f(1.0)))
+    )
     big = e.call("llvm.copysign", "f32", big, x)
     return e.select(e.op("fcmp ult", "f32", ax, _f(0.625), out="i1"), small, big)
 
@@ -199,7 +204,7 @@ def _trig(e: Emit, x: Val, shift: int) -> Val:
     y = e.select(odd, c, s)
     flip = e.op("shl", "i32", e.op("and", "i32", k, _i(2)), _i(30))
     y = _float(e, e.op("xor", "i32", _bits(e, y), flip))
-    # Arguments beyond the limit (and infinities, NaN) are rare: the C library, behind a test per vector.
+    # Beyond the limit (and for infinities, NaN) the C library, behind a test per vector.
     name = "cosf" if shift else "sinf"
     return far_lanes(e, name, near, x, y, n)
 

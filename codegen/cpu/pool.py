@@ -58,7 +58,8 @@ run:
   %stop = add i64 %begin, %chunk
   %over = icmp sgt i64 %stop, %total
   %end = select i1 %over, i64 %total, i64 %stop
-  call void %kernel(ptr %args, i64 %begin, i64 %end, i32 %gx, i32 %gy, i32 %gz, ptr %scratch, ptr %status)
+  call void %kernel(ptr %args, i64 %begin, i64 %end, i32 %gx, i32 %gy, i32 %gz,
+                    ptr %scratch, ptr %status)
   br label %loop
 done:
   ret void
@@ -172,8 +173,12 @@ class Pool:
         self.words = (ctypes.c_int64 * 64).from_address(self.job)
         self.halves = (ctypes.c_int32 * 16).from_address(self.job)
         self.words[40] = 1  # ids: the caller is worker 0
-        self._spawn = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(self.library.address("spawn"))
-        self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self.library.address("run"))
+        self._spawn = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(
+            self.library.address("spawn")
+        )
+        self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(
+            self.library.address("run")
+        )
         self.workers = 0
         self.pid = os.getpid()
 

@@ -127,7 +127,8 @@ class Library:
         with _LOCK:
             empty = binding.parse_assembly("")
             self.engine = binding.create_mcjit_compiler(
-                empty, binding.Target.from_default_triple().create_target_machine(jit=True))
+                empty, binding.Target.from_default_triple().create_target_machine(jit=True)
+            )
             for data in objects:
                 self.engine.add_object_file(binding.object_file.ObjectFileRef.from_data(data))
             self.engine.finalize_object()

@@ -58,7 +58,8 @@ def _masked_scalar(e: Emit, mem: str, ptr: Val, mask: Val, fill: Val, size: int)
     m = e.raw(f"insertelement <1 x i1> poison, i1 {e.operand(mask)}, i64 0")
     f = e.raw(f"insertelement {t} poison, {LLVM[mem]} {e.operand(fill)}, i64 0")
     v = e.intrinsic(f"llvm.masked.load.{mangle(mem, 1)}.p0", t,
-                    [("ptr", e.operand(ptr)), ("i32", str(size)), ("<1 x i1>", m), (t, f)])  # fmt: skip
+                    [("ptr", e.operand(ptr)), ("i32", str(size)), ("<1 x i1>", m),
+                     (t, f)])  # fmt: skip
     return e.wrap(mem, e.raw(f"extractelement {t} {v}, i64 0"), 0)
 
 

@@ -197,7 +197,13 @@ def _forward(low, op: Op, k: int, buf: Buffer) -> None:
     name = arg
     while name != owner.operands[2]:
         user = low.uses.of(name)[0]
-        if user is owner or user.name in ("tt.trans", "tt.reshape", "tt.join", "tt.cat", "tt.split"):
+        if user is owner or user.name in (
+            "tt.trans",
+            "tt.reshape",
+            "tt.join",
+            "tt.cat",
+            "tt.split",
+        ):
             return
         name = user.results[0]
     low.targets[new] = buf
@@ -372,7 +378,9 @@ def call(low, op: Op) -> None:
     block = callee.body.entry
     keep_env, keep_uses = low.env, low.uses
     args = [keep_env[v] for v in op.operands]
-    args = [low.materialise(a) if isinstance(a, Tensor) and (a.heavy or a.reads) else a for a in args]
+    args = [
+        low.materialise(a) if isinstance(a, Tensor) and (a.heavy or a.reads) else a for a in args
+    ]
     if not hasattr(callee, "uses"):
         callee.uses = Uses(callee)
     low.env, low.uses = dict(zip(block.args, args, strict=True)), callee.uses

@@ -11,7 +11,7 @@ from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
 from codegen.cpu.lower import tiles
 from codegen.cpu.lower.shape import _divmod
-from codegen.cpu.lower.tensor import ZERO, Buffer, Map, Nest, Tensor, contiguous_axis, loops, nest
+from codegen.cpu.lower.tensor import Buffer, Map, Nest, Tensor, contiguous_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op, Type
 
 
@@ -81,7 +81,12 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
     width = e.features.width
     k, n = src.shape
     k_lanes = width * (2 if pairs else 1)
-    if contiguous_axis(src) == 0 and k >= k_lanes and n >= width and out.type.elem in ("i32", "f32"):
+    if (
+        contiguous_axis(src) == 0
+        and k >= k_lanes
+        and n >= width
+        and out.type.elem in ("i32", "f32")
+    ):
         with nest(e) as g:
             ty = out.type.elem
 
@@ -90,7 +95,9 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
                     rows = []
                     for r in range(width):
                         jr = g.affine(j, 1, r)
-                        ramp = Val("i32", "a", n=k_lanes, base=i, stride=const("i32", 1), level=i.level)
+                        ramp = Val(
+                            "i32", "a", n=k_lanes, base=i, stride=const("i32", 1), level=i.level
+                        )
                         v = e.operand(g.at(src, (ramp, jr)), k_lanes)
                         if pairs:
                             v = e.raw(f"bitcast <{k_lanes} x i16> {v} to <{width} x i32>")
@@ -100,7 +107,9 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
                     cols = transpose_lanes(e, rows, ll(ty, width), width)
                     for r, v in enumerate(cols):
                         kr = e.add(half, const("i32", r))
-                        ramp = Val("i32", "a", n=width, base=j, stride=const("i32", 1), level=j.level)
+                        ramp = Val(
+                            "i32", "a", n=width, base=j, stride=const("i32", 1), level=j.level
+                        )
                         out.put(g, (kr, ramp), e.wrap(ty, v, width))
 
                 e.loop(0, k, k_lanes, row)
@@ -187,10 +196,7 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) ->
     n = b.shape[1]
     acc = out.type.elem
     elem = "i32" if a.type.elem[0] == "i" else ("f64" if acc == "f64" else "f32")
-    if acc == "f16":
-        acc_elem = "f32"
-    else:
-        acc_elem = acc
+    acc_elem = "f32" if acc == "f16" else acc
     native = (a.type.elem == b.type.elem == "bf16" and acc == "f32" and k % 2 == 0
               and e.features.has("avx512bf16") and e.features.width == 16 and n >= 16)  # fmt: skip
     mark = low.mark()
@@ -249,18 +255,24 @@ class _Kernel:
 
         spots = [[place(r, v) for v in range(nv)] for r in range(mr)]
         if self.acc == self.out.type.elem:
+
             def first(spot):
                 return g.at(self.c, spot)
         else:
+
             def first(spot):
                 return floats.convert(e, g.at(self.c, spot), self.acc)
+
         init = [(t, e.operand(first(s), lanes)) for row in spots for s in row]
         nr = nv * lanes
         size = BYTES[self.b.type.elem]
         panel = e.mul(j, const("i32", self.rows))
         b0 = e.offset(self.b.base, panel, size)
         asize = BYTES[self.a.type.elem]
-        a0 = [e.offset(self.a.base, e.mul(s[0][0], const("i32", self.a.steps[0])), asize) for s in spots]
+        a0 = [
+            e.offset(self.a.base, e.mul(s[0][0], const("i32", self.a.steps[0])), asize)
+            for s in spots
+        ]
         per = 2 if self.native else 1
         unroll = next(u for u in (4, 2, 1) if self.rows % u == 0)
 
@@ -272,7 +284,11 @@ class _Kernel:
                 bs = []
                 for v in range(nv):
                     p = e.offset(bk, const("i32", u * nr + v * lanes), size)
-                    bs.append(e.raw(f"load {ll(self.b.type.elem, lanes)}, ptr {e.operand(p)}, align {size}"))
+                    bs.append(
+                        e.raw(
+                            f"load {ll(self.b.type.elem, lanes)}, ptr {e.operand(p)}, align {size}"
+                        )
+                    )
                 for r in range(mr):
                     p = e.offset(ak[r], const("i32", u * per), asize)
                     av = self.broadcast(e, p, asize)

@@ -28,9 +28,18 @@ def _elem(op: Op) -> str:
 
 # -- integers ------------------------------------------------------------------------------
 
-TABLE["arith.addi"] = (lambda e, op, a, b: e.add(a, b) if a.ty != "i1" else _int(e, "xor", a, b), False)
-TABLE["arith.subi"] = (lambda e, op, a, b: e.sub(a, b) if a.ty != "i1" else _int(e, "xor", a, b), False)
-TABLE["arith.muli"] = (lambda e, op, a, b: e.mul(a, b) if a.ty != "i1" else _int(e, "and", a, b), False)
+TABLE["arith.addi"] = (
+    lambda e, op, a, b: e.add(a, b) if a.ty != "i1" else _int(e, "xor", a, b),
+    False,
+)
+TABLE["arith.subi"] = (
+    lambda e, op, a, b: e.sub(a, b) if a.ty != "i1" else _int(e, "xor", a, b),
+    False,
+)
+TABLE["arith.muli"] = (
+    lambda e, op, a, b: e.mul(a, b) if a.ty != "i1" else _int(e, "and", a, b),
+    False,
+)
 
 
 def _int(e: Emit, name: str, a: Val, b: Val) -> Val:
@@ -70,7 +79,11 @@ def _bitwise(name: str):
                 big = e.op("icmp uge", b.ty, b, const(b.ty, bits), out="i1")
                 safe = e.op("and", b.ty, b, const(b.ty, bits - 1))
                 r = e.op(name, a.ty, a, safe)
-                fill = e.op("ashr", a.ty, a, const(a.ty, bits - 1)) if name == "ashr" else const(a.ty, 0)
+                fill = (
+                    e.op("ashr", a.ty, a, const(a.ty, bits - 1))
+                    if name == "ashr"
+                    else const(a.ty, 0)
+                )
                 return e.select(big, fill, r)
         return e.op(name, a.ty, a, b)
 
@@ -159,7 +172,7 @@ def _extend(e, op, a):
         return _trunc(e, op, a)
     if INT_BITS[a.ty] == INT_BITS[ty]:
         return a if a.ty == ty else Val(ty, a.kind, a.x, n=a.n, base=a.base, stride=a.stride)
-    return e.extend(a, ty, signed and a.ty != "i1" or op.name == "arith.extsi")
+    return e.extend(a, ty, (signed and a.ty != "i1") or op.name == "arith.extsi")
 
 
 @_op("arith.trunci")
@@ -331,7 +344,9 @@ def libm(e: Emit, name: str, *vals: Val) -> Val:
     fn = e.declare(f"declare {t} @{symbol}({', '.join([t] * len(vals))})")
     n = e.widths(vals)
     if not n:
-        return e.wrap(ty, e.raw(f"call {t} {fn}({', '.join(f'{t} {e.operand(v)}' for v in vals)})"), 0)
+        return e.wrap(
+            ty, e.raw(f"call {t} {fn}({', '.join(f'{t} {e.operand(v)}' for v in vals)})"), 0
+        )
     vs = [e.operand(v, n) for v in vals]
     acc = "poison"
     for k in range(n):
@@ -408,8 +423,11 @@ def _bitcast(e, op, a):
         return e.cast("ptrtoint", vector(e, a), ty)
     a = vector(e, a)
     if a.kind == "c" and a.ty in FLOATS:
-        a = e.op("fadd", a.ty, a, const(a.ty, -0.0)) if a.ty in ("f32", "f64") else Val(
-            "i16", "c", int(e.literal(a.ty, a.x)))
+        a = (
+            e.op("fadd", a.ty, a, const(a.ty, -0.0))
+            if a.ty in ("f32", "f64")
+            else Val("i16", "c", int(e.literal(a.ty, a.x)))
+        )
     if LLVM[ty] == LLVM[a.ty]:
         return Val(ty, a.kind, a.x, n=a.n)
     return e.cast("bitcast", a, ty)

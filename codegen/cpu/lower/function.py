@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
-from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val, const
+from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import control, dot, library, memory, reduce, rest, shape, tiles
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import (
@@ -348,7 +348,8 @@ def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
                          "ptr %scratch", "ptr %status"])  # fmt: skip
     attrs = (f'attributes #0 = {{ nounwind "prefer-vector-width"="{low.features.bits}" '
              f'"min-legal-vector-width"="{low.features.bits}" '
-             f'"target-cpu"="{low.features.cpu}" "target-features"="{low.features.flags}" }}')  # fmt: skip
+             f'"target-cpu"="{low.features.cpu}" '
+             f'"target-features"="{low.features.flags}" }}')  # fmt: skip
     configure = release = ""
     if low.uses_tiles:
         configure = "  " + tiles.configure(low.e)
@@ -367,7 +368,8 @@ entry:
 }}
 
 ; programs [begin, end) of a grid of gx * gy * gz, x fastest
-define void @kernel(ptr %args, i64 %begin, i64 %end, i32 %gx, i32 %gy, i32 %gz, ptr %scratch, ptr %status) #0 {{
+define void @kernel(ptr %args, i64 %begin, i64 %end, i32 %gx, i32 %gy, i32 %gz,
+                    ptr %scratch, ptr %status) #0 {{
 entry:
 {chr(10).join(loads)}
 {configure}

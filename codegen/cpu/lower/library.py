@@ -14,7 +14,8 @@ from codegen.cpu.ttir import Op
 
 INTRINSICS = {"sqrt": "sqrt", "sqrt_rn": "sqrt", "fsqrt_rn": "sqrt", "dsqrt_rn": "sqrt",
               "fabs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint",
-              "nearbyint": "rint", "round": "round", "fma": "fma", "fmaf_rn": "fma", "fma_rn": "fma",
+              "nearbyint": "rint", "round": "round", "fma": "fma", "fmaf_rn": "fma",
+              "fma_rn": "fma",
               "copysign": "copysign"}  # fmt: skip
 LIBM = {"acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cosh", "erfc", "exp10",
         "expm1", "fdim", "fmod", "hypot", "lgamma", "log10", "log1p", "logb", "nextafter", "pow",
@@ -94,7 +95,8 @@ def extern_elementwise(low, op: Op) -> None:
         low.env[op.results[0]] = fn(low.e, *operands)
         return
     low.env[op.results[0]] = Map(
-        out, symbol, lambda e, *vals: fn(e, *[vector(e, v) for v in vals]), operands, True)
+        out, symbol, lambda e, *vals: fn(e, *[vector(e, v) for v in vals]), operands, True
+    )
 
 
 OPS = {"tt.extern_elementwise": extern_elementwise}

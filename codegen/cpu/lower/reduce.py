@@ -177,8 +177,10 @@ def scan(low, op: Op) -> None:
                     buf.put(g, place, v)
                 if along and n > 1:
                     edge = 0 if reverse else n - 1
-                    vals = [e.wrap(v.ty, e.raw(
-                        f"extractelement {ll(v.ty, n)} {v.x}, i64 {edge}"), 0) for v in vals]
+                    vals = [
+                        e.wrap(v.ty, e.raw(f"extractelement {ll(v.ty, n)} {v.x}, i64 {edge}"), 0)
+                        for v in vals
+                    ]
                 return vals
 
             first = chunk(ZERO, None)

@@ -153,9 +153,11 @@ class Map(Tensor):
         if self.op_name in ("arith.extsi", "arith.extui", "tt.int_to_ptr", "arith.trunci"):
             return strides[0]
         if self.op_name == "arith.muli":
-            for (a, s), (b, z) in ((z := list(zip(self.inputs, strides, strict=True))), z[::-1]):
-                if z == 0 and b.constant() is not None:
-                    return s * b.constant()
+            (a, b), (s, z) = self.inputs, strides
+            if z == 0 and b.constant() is not None:
+                return s * b.constant()
+            if s == 0 and a.constant() is not None:
+                return z * a.constant()
         return None
 
 
@@ -354,6 +356,7 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
                 idx[axis] = ramp(const("i32", start))
                 body(tuple(idx))
         else:
+
             def step(i, _):
                 idx[axis] = ramp(i)
                 body(tuple(idx))

@@ -72,12 +72,17 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer) -> None:
                 p = e.offset(left[x], e.mul(s, const("i32", 32)), 2)
                 tile("tileloadd64", 4 + x, p, 2 * a.steps[0])
             for y in range(ways_n):
-                p = e.offset(right, e.add(e.mul(s, const("i32", 16 * width)), const("i32", 16 * y)), 4)
+                p = e.offset(
+                    right, e.add(e.mul(s, const("i32", 16 * width)), const("i32", 16 * y)), 4
+                )
                 tile("tileloadd64", 6 + y, p, 4 * width)
             for x in range(ways_m):
                 for y in range(ways_n):
-                    e.intrinsic("llvm.x86.tdpbf16ps", "void",
-                                [("i8", str(2 * x + y)), ("i8", str(4 + x)), ("i8", str(6 + y))])
+                    e.intrinsic(
+                        "llvm.x86.tdpbf16ps",
+                        "void",
+                        [("i8", str(2 * x + y)), ("i8", str(4 + x)), ("i8", str(6 + y))],
+                    )
 
         e.loop(0, k // 32, 1, step)
         for (x, y), p in places.items():

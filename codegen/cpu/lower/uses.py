@@ -23,16 +23,11 @@ class Uses:
         self.uses: dict[str, list[Op]] = defaultdict(list)
         self.defs: dict[str, Op | Block] = {}
         self.taken: dict[str, int] = {}
-        for block in func.body.blocks:
-            self._define(block, {}, True)
         scope: dict[str, str] = {}
         for block in func.body.blocks:
             block.args = [self._fresh(a, scope, block) for a in block.args]
         for block in func.body.blocks:
             self._walk(block, scope)
-
-    def _define(self, *_) -> None:
-        """Blocks of one region see each other's values; nothing to do ahead of the walk."""
 
     def _fresh(self, name: str, scope: dict[str, str], owner) -> str:
         count = self.taken.get(name, 0)
@@ -50,12 +45,12 @@ class Uses:
                 self.uses[v].append(op)
             inner = dict(scope)
             op.binds = [self._fresh(v, inner, op) for v in op.binds]
-            for k, region in enumerate(op.regions):
+            for region in op.regions:
                 local = dict(inner)
                 for b in region.blocks:
                     b.args = [self._fresh(a, local, b) for a in b.args]
                 for b in region.blocks:
-                    self._walk(b, local if not (op.name == "scf.while" and k) else local)
+                    self._walk(b, local)
             op.results = [self._fresh(v, scope, op) for v in op.results]
 
     def of(self, name: str) -> list[Op]:

@@ -41,6 +41,7 @@ def loops(x, o, n, HOW: tl.constexpr, N: tl.constexpr):
     elif HOW == "if":
         if n > 2:
             v = v * 2
+            v = v + 0
         else:
             v = v + 1
     elif HOW == "nested":
@@ -129,7 +130,9 @@ def test_control(how, n):
 def test_early_return_and_grid():
     @triton.jit
     def kernel(o, n):
-        i = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
+        i = tl.program_id(0) + tl.num_programs(0) * (
+            tl.program_id(1) + tl.num_programs(1) * tl.program_id(2)
+        )
         if i >= n:
             return
         tl.store(o + i, i)
@@ -171,7 +174,9 @@ def test_inline_assembly_is_refused_with_its_line():
     @triton.jit
     def kernel(o):
         i = tl.arange(0, 16)
-        v = tl.inline_asm_elementwise("mov.u32 $0, $1;", "=r,r", [i], dtype=tl.int32, is_pure=True, pack=1)
+        v = tl.inline_asm_elementwise(
+            "mov.u32 $0, $1;", "=r,r", [i], dtype=tl.int32, is_pure=True, pack=1
+        )
         tl.store(o + i, v)
 
     with pytest.raises(Unsupported, match=r"test_control.py:\d+:\d+: tt.elementwise_inline_asm"):

@@ -7,7 +7,17 @@ import triton.language as tl
 
 
 @triton.jit
-def dots(a, b, c, o, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TA: tl.constexpr, TB: tl.constexpr):
+def dots(
+    a,
+    b,
+    c,
+    o,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    TA: tl.constexpr,
+    TB: tl.constexpr,
+):
     m = tl.arange(0, M)
     n = tl.arange(0, N)
     k = tl.arange(0, K)
@@ -24,10 +34,20 @@ def dots(a, b, c, o, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, TA: tl.c
     tl.store(o + m[:, None] * N + n[None, :], r)
 
 
-SHAPES = [(16, 16, 16), (64, 64, 32), (16, 128, 64), (128, 32, 16), (32, 32, 128), (1, 16, 32), (16, 8, 8)]
+SHAPES = [
+    (16, 16, 16),
+    (64, 64, 32),
+    (16, 128, 64),
+    (128, 32, 16),
+    (32, 32, 128),
+    (1, 16, 32),
+    (16, 8, 8),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64]
+)
 @pytest.mark.parametrize("ta,tb", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dot(shape, ta, tb, dtype):
@@ -41,7 +61,9 @@ def test_dot(shape, ta, tb, dtype):
         a, b = (torch.randn(s, generator=g).to(dtype) for s in ((m, k), (k, n)))
         c = torch.randn(m, n, generator=g).to(acc)
     out = torch.empty(m, n, dtype=acc)
-    dots[(1,)](a.T.contiguous() if ta else a, b.T.contiguous() if tb else b, c, out, m, n, k, ta, tb)
+    dots[(1,)](
+        a.T.contiguous() if ta else a, b.T.contiguous() if tb else b, c, out, m, n, k, ta, tb
+    )
     want = a.double() @ b.double() + c.double()
     if dtype is torch.int8:
         assert torch.equal(out.double(), want)
@@ -52,7 +74,9 @@ def test_dot(shape, ta, tb, dtype):
 
 
 @triton.jit
-def gemm(a, b, c, M, N, K, sam, sak, sbk, sbn, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def gemm(
+    a, b, c, M, N, K, sam, sak, sbk, sbn, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
+):
     rm = tl.program_id(0) * BM + tl.arange(0, BM)
     rn = tl.program_id(1) * BN + tl.arange(0, BN)
     rk = tl.arange(0, BK)
@@ -85,7 +109,10 @@ def test_gemm(shape, dtype, layout):
     gemm[grid](a, b, c, m, n, k, *a.stride(), *b.stride(), 64, 32, 32)
     want = a.double() @ b.double()
     size = a.double().abs() @ b.double().abs()
-    assert ((c.double() - want).abs() <= torch.finfo(dtype).eps * (want.abs() + 1e-5 * size) + 4e-7 * size).all()
+    assert (
+        (c.double() - want).abs()
+        <= torch.finfo(dtype).eps * (want.abs() + 1e-5 * size) + 4e-7 * size
+    ).all()
 
 
 def test_results_do_not_depend_on_threads(monkeypatch):
@@ -100,7 +127,9 @@ def test_results_do_not_depend_on_threads(monkeypatch):
 
 
 @triton.jit
-def attention(q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr):
+def attention(
+    q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr
+):
     start = tl.program_id(0) * BM
     base = tl.program_id(1) * N * D
     rm = start + tl.arange(0, BM)
@@ -125,24 +154,35 @@ def attention(q, k, v, o, N, scale, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: 
         acc = tl.dot(p.to(z.dtype), z, acc * alpha[:, None])
         m = new
     acc = acc / l[:, None]
-    tl.store(o + base + rm[:, None] * D + rd[None, :], acc.to(o.dtype.element_ty), mask=rm[:, None] < N)
+    tl.store(
+        o + base + rm[:, None] * D + rd[None, :], acc.to(o.dtype.element_ty), mask=rm[:, None] < N
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("n", [1, 63, 100])
 def test_attention(n, causal, dtype):
-    q, k, v = (torch.randn(1, 2, n, 32, generator=torch.Generator().manual_seed(s)).to(dtype) for s in range(3))
+    q, k, v = (
+        torch.randn(1, 2, n, 32, generator=torch.Generator().manual_seed(s)).to(dtype)
+        for s in range(3)
+    )
     o = torch.empty_like(q)
     attention[(triton.cdiv(n, 32), 2)](q, k, v, o, n, 32**-0.5, causal, 32, 32, 32)
-    want = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=causal)
+    want = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), is_causal=causal
+    )
     assert (o.double() - want).abs().max() < (1e-6 if dtype is torch.float32 else 2e-2)
 
 
 def test_batched_dot():
     @triton.jit
     def kernel(a, b, o):
-        i, j, k = tl.arange(0, 4)[:, None, None], tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+        i, j, k = (
+            tl.arange(0, 4)[:, None, None],
+            tl.arange(0, 16)[None, :, None],
+            tl.arange(0, 16)[None, None, :],
+        )
         at = i * 256 + j * 16 + k
         tl.store(o + at, tl.dot(tl.load(a + at), tl.load(b + at)))
 

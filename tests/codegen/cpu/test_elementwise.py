@@ -297,7 +297,12 @@ def test_ulp(op):
     unary[(len(x) // block,)](torch.from_numpy(x), out, op, block)
     err = ulps(out.numpy(), reference(op, x))
     worst = err.argmax()
-    assert err.max() <= ULP[op], (op, x[worst], out.numpy()[worst], reference(op, x[worst : worst + 1]))
+    assert err.max() <= ULP[op], (
+        op,
+        x[worst],
+        out.numpy()[worst],
+        reference(op, x[worst : worst + 1]),
+    )
 
 
 @pytest.mark.parametrize("op", ["exp", "log", "sin", "erf", "sqrt", "exp2"])

@@ -17,10 +17,16 @@ def copy2d(x, o, m, n, sx, so, M: tl.constexpr, N: tl.constexpr, OTHER: tl.const
     tl.store(o + i * so + j, v)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float64, torch.bool]
+)
 @pytest.mark.parametrize("m,n", [(1, 1), (3, 17), (8, 32), (7, 31), (0, 5)])
 def test_masked_copy(m, n, dtype):
-    x = (torch.randn(8, 40) > 0).to(dtype) if dtype is torch.bool else (torch.randn(8, 40) * 9).to(dtype)
+    x = (
+        (torch.randn(8, 40) > 0).to(dtype)
+        if dtype is torch.bool
+        else (torch.randn(8, 40) * 9).to(dtype)
+    )
     out = torch.empty(8, 32, dtype=dtype)
     copy2d[(1,)](x, out, m, n, 40, 32, 8, 32, 0 if dtype is torch.bool else 1)
     want = torch.full((8, 32), 0 if dtype is torch.bool else 1, dtype=dtype)
@@ -148,7 +154,9 @@ def atomics(x, o, old, n, OP: tl.constexpr, N: tl.constexpr):
     tl.store(old + i, r, mask=m)
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.int64, torch.float32, torch.bfloat16, torch.float16]
+)
 @pytest.mark.parametrize("op", ["add", "max", "min", "xchg", "and", "or", "xor", "cas"])
 def test_atomics(op, dtype):
     if dtype.is_floating_point and op in ("and", "or", "xor"):

@@ -42,7 +42,8 @@ def shapes(x, o, OP: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
 
 
 WANT = {
-    "trans": lambda x: x.T, "ravel": lambda x: x.ravel(), "reshape": lambda x: x.reshape(x.shape[::-1]),
+    "trans": lambda x: x.T, "ravel": lambda x: x.ravel(),
+    "reshape": lambda x: x.reshape(x.shape[::-1]),
     "split": lambda x: x[:, ::2] - x[:, 1::2],
     "join": lambda x: torch.stack([x, x * 2], -1).reshape(x.shape[0], -1),
     "cat": lambda x: torch.cat([x.ravel(), x.ravel() + 1]),
@@ -92,7 +93,7 @@ def reduces(x, o, p, OP: tl.constexpr, AXIS: tl.constexpr, M: tl.constexpr, N: t
     elif OP == "min":
         r = tl.min(a, AXIS)
     elif OP == "argmax":
-        v, r = tl.max(a, AXIS, return_indices=True)
+        _v, r = tl.max(a, AXIS, return_indices=True)
     elif OP == "argmin":
         r = tl.argmin(a, AXIS)
     elif OP == "xor":
@@ -100,7 +101,7 @@ def reduces(x, o, p, OP: tl.constexpr, AXIS: tl.constexpr, M: tl.constexpr, N: t
     elif OP == "prod":
         r = tl.reduce(a, AXIS, _mul)
     elif OP == "welford":
-        m, s, n = tl.reduce((a, a * 0, a * 0 + 1), AXIS, _welford)
+        _m, s, n = tl.reduce((a, a * 0, a * 0 + 1), AXIS, _welford)
         r = s / n
     k = i if AXIS == 1 else j
     tl.store(o + k, r)
@@ -125,7 +126,11 @@ def test_reduce(op, axis, shape):
         want = getattr(x, {"max": "amax", "min": "amin"}.get(op, op))(axis)
         if op in ("argmax", "argmin"):  # ties: the smallest index
             best = x.amax(axis, True) if op == "argmax" else x.amin(axis, True)
-            where = torch.where(x == best, torch.arange(shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1)), 10**6)
+            where = torch.where(
+                x == best,
+                torch.arange(shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1)),
+                10**6,
+            )
             want = where.amin(axis).to(torch.int32)
     out = torch.empty(want.shape, dtype=want.dtype)
     reduces[(1,)](x, out, out, op, axis, *shape)
@@ -154,7 +159,9 @@ def test_reduce_to_scalar():
 
 
 @triton.jit
-def scans(x, o, OP: tl.constexpr, AXIS: tl.constexpr, REV: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+def scans(
+    x, o, OP: tl.constexpr, AXIS: tl.constexpr, REV: tl.constexpr, M: tl.constexpr, N: tl.constexpr
+):
     at = tl.arange(0, M)[:, None] * N + tl.arange(0, N)[None, :]
     a = tl.load(x + at)
     if OP == "sum":
