@@ -1,13 +1,13 @@
 """A Triton backend for the CPU: TTIR -> LLVM IR -> native code, on llvmlite.
 
 An installed copy is found by Triton through the entry-point group ``triton.backends``. In a
-checkout, ``codegen.cpu.register()`` adds it. ``codegen.cpu.launch`` runs a ``triton.jit`` kernel on
+checkout, ``codegen.cpu.register()`` adds it. ``codegen.cpu.run`` runs a ``triton.jit`` kernel on
 CPU tensors whatever Triton's active driver is.
 """
 
 from __future__ import annotations
 
-__all__ = ["launch", "register"]
+__all__ = ["register", "run"]
 
 
 def register() -> None:
@@ -22,9 +22,9 @@ def register() -> None:
     registry.backends["cpu"] = registry.Backend(CpuBackend, CpuDriver)
 
 
-def launch(kernel, grid, *args, **kwargs):
+def run(kernel, grid, *args, **kwargs):
     """Run ``kernel[grid](*args, **kwargs)`` on this backend, leaving Triton's driver alone."""
     register()
-    from codegen.cpu.direct import launch as run
+    from codegen.cpu import direct
 
-    return run(kernel, grid, args, kwargs)
+    return direct.run(kernel, grid, args, kwargs)

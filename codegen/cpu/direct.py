@@ -37,7 +37,7 @@ def _binder(fn):
     return create_function_from_signature(fn.signature, fn.params, backend), backend, {}
 
 
-def launch(fn, grid, args: tuple, kwargs: dict):
+def run(fn, grid, args: tuple, kwargs: dict):
     """``fn[grid](*args, **kwargs)`` on CPU tensors."""
     from triton.compiler import ASTSource, compile
 
