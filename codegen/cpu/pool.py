@@ -1,8 +1,9 @@
 """A persistent pool of native threads, itself compiled from LLVM IR.
 
 The caller is one of the workers. A launch publishes a job, wakes the others, takes chunks of
-programs from a shared counter like everybody else, and waits until all are done. Python's lock is
-not held meanwhile (ctypes releases it), and no Python code runs per program or per thread.
+programs from a shared counter like everybody else, closes the job and waits for those who entered
+it: a worker that wakes too late is not waited for. Python's lock is not held meanwhile (ctypes
+releases it), and no Python code runs per program or per thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from codegen.cpu.toolchain import Library, features, optimise
 
 # job: 0 kernel, 8 args, 16 total, 24 gx|gy, 32 gz, 40 scratch, 48 stride, 56 status, 64 chunk,
-# 128 next program, 192 generation, 256 workers still busy, 320 ids given, 328 threads wanted,
+# 128 next program, 192 generation, 256 open (2**32) + workers inside, 320 ids given, 328 threads wanted,
 # 384 mutex, 512 condition. Counters that several threads write have cache lines of their own.
 _IR = """
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
@@ -76,7 +77,7 @@ entry:
   %me = atomicrmw add ptr %ids, i64 1 acq_rel
   br label %wait
 wait:
-  %seen = phi i64 [ 0, %entry ], [ %now2, %finished ]
+  %seen = phi i64 [ 0, %entry ], [ %now2, %finished ], [ %now2, %enter ]
   br label %spin
 spin:
   %tries = phi i64 [ 0, %wait ], [ %more, %again ]
@@ -103,6 +104,17 @@ unlock:
   br label %go
 go:
   %now2 = load atomic i64, ptr %gen acquire, align 8
+  br label %enter
+enter:
+  %state = load atomic i64, ptr %busy acquire, align 8
+  %open = icmp uge i64 %state, 4294967296
+  br i1 %open, label %try, label %wait
+try:
+  %in = add i64 %state, 1
+  %pair = cmpxchg ptr %busy, i64 %state, i64 %in acq_rel acquire
+  %ok = extractvalue {{ i64, i1 }} %pair, 1
+  br i1 %ok, label %entered, label %enter
+entered:
   %n = load i64, ptr %want
   %mine = icmp slt i64 %me, %n
   br i1 %mine, label %job1, label %finished
@@ -136,12 +148,13 @@ solo:
   call void @work(ptr %job, i64 0)
   ret void
 wake:
-  store atomic i64 %workers, ptr %busy release, align 8
+  store atomic i64 4294967296, ptr %busy release, align 8
   %l = call i32 @pthread_mutex_lock(ptr %mutex)
   %g = atomicrmw add ptr %gen, i64 1 acq_rel
   %b = call i32 @pthread_cond_broadcast(ptr %cond)
   %u = call i32 @pthread_mutex_unlock(ptr %mutex)
   call void @work(ptr %job, i64 0)
+  %closed = atomicrmw and ptr %busy, i64 4294967295 acq_rel
   br label %join
 join:
   %left = load atomic i64, ptr %busy acquire, align 8

@@ -53,8 +53,9 @@ def test_import_is_light():
     code = ("import sys, codegen.cpu; codegen.cpu.register(); import triton;"
             "assert 'llvmlite' not in sys.modules; assert 'cpu' in triton.backends.backends;"
             "print(triton.runtime.driver.active.get_active_torch_device())")  # fmt: skip
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                         env={**os.environ, "TRITON_DEFAULT_BACKEND": "cpu"}, check=True)  # fmt: skip
+    env = {**os.environ, "TRITON_DEFAULT_BACKEND": "cpu"}
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     assert out.stdout.strip() == "cpu"
 
 
@@ -102,3 +103,16 @@ module {
     assert [str(t) for t in reduce.result_types] == ["4xf32", "4xi32"]
     assert str(splat.result_types[0]) == "4xptr<bf16>"
     assert module.where(reduce.loc) == "k.py:3:7"
+
+
+def test_every_program_runs_once_in_many_short_launches(monkeypatch):
+    @triton.jit
+    def count(o, k):
+        tl.store(o + tl.program_id(0), tl.load(o + tl.program_id(0)) + k)
+
+    monkeypatch.setenv("TKPY_NUM_THREADS", "4")
+    o = torch.zeros(64, dtype=torch.int32)
+    for k in range(2000):
+        count[(1 + k % 64,)](o, 1)
+    want = [sum(1 + k % 64 > p for k in range(2000)) for p in range(64)]
+    assert o.tolist() == want
