@@ -15,8 +15,9 @@ import os
 from codegen.cpu.toolchain import Library, features, optimise
 
 # job: 0 kernel, 8 args, 16 total, 24 gx|gy, 32 gz, 40 scratch, 48 stride, 56 status, 64 chunk,
-# 128 next program, 192 generation, 256 open (2**32) + workers inside, 320 ids given, 328 threads wanted,
-# 384 mutex, 512 condition. Counters that several threads write have cache lines of their own.
+# 128 next program, 192 generation, 256 open (2**32) + workers inside, 320 ids given,
+# 328 threads wanted, 384 mutex, 512 condition. Counters that several threads write have cache
+# lines of their own.
 _IR = """
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_mutex_lock(ptr)
