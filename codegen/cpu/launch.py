@@ -1,0 +1,199 @@
+"""Running a compiled kernel: argument packing, scratch memory, and the pool of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import struct
+import threading
+import time
+
+from codegen.cpu.pool import pool
+from codegen.cpu.toolchain import Library
+
+_SCALARS = {"fp32": "f4x", "fp64": "d", "i1": "?7x", "u1": "?7x", "i8": "b7x", "u8": "B7x",
+            "i16": "h6x", "u16": "H6x", "i32": "i4x", "u32": "I4x", "i64": "q", "u64": "Q",
+            "fp16": "e6x"}  # fmt: skip
+
+
+class KernelError(RuntimeError):
+    """A device_assert failed."""
+
+
+def load(binary: bytes) -> tuple[Library, int]:
+    """Object code -> (what keeps it loaded, the kernel's address)."""
+    library = Library(binary)
+    return library, library.address("kernel")
+
+
+def num_threads() -> int:
+    """``TKPY_NUM_THREADS``, else what torch uses."""
+    fixed = os.environ.get("TKPY_NUM_THREADS")
+    if fixed:
+        return int(fixed)
+    import torch
+
+    return torch.get_num_threads()
+
+
+class _Scratch:
+    """One growing block of memory, shared by all launches (they run one at a time)."""
+
+    def __init__(self) -> None:
+        self.size, self.address = 0, 0
+        self.keep: list = []
+
+    def need(self, size: int) -> int:
+        if size > self.size:
+            size = -(-size // (1 << 21)) << 21
+            memory = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):
+                    memory.madvise(mmap.MADV_HUGEPAGE)
+            self.keep = [memory]
+            self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            self.size = size
+        return self.address
+
+
+_scratch = _Scratch()
+_lock = threading.RLock()
+
+
+def _flatten(signature) -> list[str]:
+    out: list[str] = []
+    for ty in signature:
+        out += _flatten(ty) if isinstance(ty, tuple) else [ty]
+    return out
+
+
+def _bf16(value: float) -> int:
+    from codegen.cpu.emit import float_bits
+
+    return float_bits(float(value), "bf16")
+
+
+def _packer(signature):
+    """A function from a launch's arguments to the bytes of their slots, written for a signature."""
+    names, picks, fmt, lines = [], [], "<", []
+
+    def visit(ty, expr: str) -> None:
+        nonlocal fmt
+        if isinstance(ty, tuple):
+            for k, t in enumerate(ty):
+                visit(t, f"{expr}[{k}]")
+        elif ty == "constexpr":
+            return
+        elif ty[0] == "*":
+            fmt += "Q"
+            picks.append(f"({expr}.data_ptr() if hasattr({expr}, 'data_ptr') else {expr} or 0)")
+            lines.append(f"    if getattr({expr}, 'is_cpu', True) is False: raise ValueError("
+                         f"'argument is not a CPU tensor: ' + repr({expr}.device))")  # fmt: skip
+        elif ty == "bf16":
+            fmt += "H6x"
+            picks.append(f"_bf16({expr})")
+        elif ty in _SCALARS:
+            fmt += _SCALARS[ty]
+            bits = int(ty[1:]) if ty[0] in "iu" and ty[1:].isdigit() else 0
+            if bits > 1:  # wraps, as in C
+                low = 1 << (bits - 1) if ty[0] == "i" else 0
+                mask = (1 << bits) - 1
+                expr = f"((({expr}) + {low}) & {mask}) - {low}"
+            picks.append(expr)
+        else:
+            raise TypeError(f"an argument of type {ty} cannot be passed on the CPU")
+
+    for k, ty in enumerate(signature):
+        names.append(f"a{k}")
+        visit(ty, f"a{k}")
+    source = [f"def pack({', '.join(names)}):", *lines, f"    return _pack({', '.join(picks)})"]
+    scope = {"_pack": struct.Struct(fmt).pack, "_bf16": _bf16}
+    exec("\n".join(source), scope)
+    return scope["pack"]
+
+
+class Launcher:
+    """Called by Triton as (gx, gy, gz, stream, function, metadata, ..., hooks, *args)."""
+
+    def __init__(self, src, metadata) -> None:
+        info = getattr(metadata, "cpu", None) or {}
+        self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
+        self.messages = info.get("messages", [])
+        self.pack = _packer(list(src.signature.values()))
+        self.status = ctypes.c_int64(0) if self.messages else None
+        self.status_at = ctypes.addressof(self.status) if self.messages else 0
+
+    def __call__(self, gx, gy, gz, stream, function, packed, metadata, enter, leave, *args) -> None:
+        if enter is not None:
+            enter(metadata)
+        total = gx * gy * gz
+        if total > 0:
+            data = self.pack(*args)
+            with _lock:
+                threads = min(num_threads(), total)
+                scratch = _scratch.need(self.scratch * threads)
+                pool().run(function, data, total, gx, gy, gz, scratch, self.scratch,
+                           self.status_at, threads)  # fmt: skip
+                if self.messages and self.status.value:
+                    number, self.status.value = self.status.value, 0
+                    raise KernelError(f"device_assert failed: {self.messages[number - 1]}")
+        if leave is not None:
+            leave(metadata)
+
+
+def benchmark(fn, warmup=25, rep=100, quantiles=None, return_mode="mean", **_):
+    """``triton.testing.do_bench`` for a device without events: wall-clock times in ms.
+
+    Shorter than on a GPU: there are no clocks to warm up, and an autotuner asks for dozens.
+    """
+    warmup, rep = min(warmup, 3), min(rep, 15)
+    fn()
+    start = time.perf_counter()
+    fn()
+    once = max((time.perf_counter() - start) * 1e3, 1e-3)
+    for _i in range(int(warmup / once)):
+        fn()
+    times = []
+    for _i in range(max(3, min(1000, int(rep / once)))):
+        start = time.perf_counter()
+        fn()
+        times.append((time.perf_counter() - start) * 1e3)
+    times.sort()
+    if quantiles is not None:
+        out = [times[min(len(times) - 1, int(q * len(times)))] for q in quantiles]
+        return out[0] if len(out) == 1 else out
+    if return_mode == "all":
+        return times
+    pick = {"min": times[0], "max": times[-1], "median": times[len(times) // 2]}
+    return pick.get(return_mode, sum(times) / len(times))
+
+
+class DeviceInterface:
+    """The parts of ``torch.cuda`` that Triton's testing helpers use, with wall-clock events."""
+
+    class Event:
+        def __init__(self, enable_timing: bool = True) -> None:
+            self.at = 0.0
+
+        def record(self, *_) -> None:
+            self.at = time.perf_counter()
+
+        def elapsed_time(self, end) -> float:
+            return (end.at - self.at) * 1e3
+
+        def synchronize(self) -> None:
+            """Kernels have finished when their launch returns."""
+
+    @staticmethod
+    def synchronize(*_) -> None:
+        """Kernels have finished when their launch returns."""
+
+    @staticmethod
+    def current_device() -> int:
+        return 0
+
+    @staticmethod
+    def device_count() -> int:
+        return 1

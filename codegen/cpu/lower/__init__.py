@@ -1,0 +1,1 @@
+"""Op graph -> LLVM IR text, one file per family of ops."""

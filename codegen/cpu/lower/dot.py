@@ -1,0 +1,324 @@
+"""tt.dot as a register-blocked microkernel over packed operands.
+
+The left operand stays row-major (scalars of it are broadcast); the right one is packed into panels
+as wide as the accumulators, so that the inner loop reads both from the first-level cache in order.
+bf16 uses the host's dot product where it has one; every other narrow type is widened exactly.
+"""
+
+from __future__ import annotations
+
+from codegen.cpu import floats
+from codegen.cpu.emit import Val, const, ll, mangle
+from codegen.cpu.lower import tiles
+from codegen.cpu.lower.shape import _divmod
+from codegen.cpu.lower.tensor import Buffer, Map, Nest, Tensor, contiguous_axis, loops, nest
+from codegen.cpu.ttir import BYTES, Op, Type
+
+
+class Panel(Buffer):
+    """A [K, N] matrix stored as N / width panels of [K, width]."""
+
+    def __init__(self, ty: Type, base: Val, width: int) -> None:
+        super().__init__(ty, base)
+        self.width = width
+
+    def address_in(self, g: Nest, k: Val, n: Val) -> Val:
+        e = g.e
+        panel, column = _divmod(g, n, self.width)
+        rows = self.shape[-2]
+        offset = e.add(e.mul(panel, const("i32", rows * self.width)),
+                       e.add(e.mul(k, const("i32", self.width)), column))  # fmt: skip
+        return e.offset(self.base, offset, BYTES[self.type.elem])
+
+    def put(self, g: Nest, idx, value: Val) -> None:
+        from codegen.cpu.lower import access
+
+        n = max((i.n for i in idx if not i.uniform), default=0)
+        access.store(g.e, self.type.elem, self.address_in(g, *idx), value, None, n)
+
+
+class Pairs(Tensor):
+    """Rows 2k and 2k+1 of a 16-bit matrix as one 32-bit word."""
+
+    def __init__(self, src: Tensor) -> None:
+        k, n = src.shape
+        super().__init__(Type("i32", (k // 2, n), True))
+        self.src, self.inputs = src, (src,)
+
+    def at(self, g, idx):
+        e = g.e
+        k, n = idx
+        words = []
+        for part in (0, 1):
+            v = g.at(self.src, (g.affine(k, 2, part), n))
+            words.append(e.extend(Val("i16", v.kind, v.x, n=v.n) if v.kind != "c" else const(
+                "i16", int(e.literal(v.ty, v.x))), "i32", signed=False))  # fmt: skip
+        return e.op("or", "i32", words[0], e.op("shl", "i32", words[1], const("i32", 16)))
+
+
+def transpose_lanes(e, rows: list[str], t: str, n: int) -> list[str]:
+    """An n x n transposition of vectors in registers, by log2(n) rounds of pair-wise shuffles."""
+    d = 1
+    while d < n:
+        out = list(rows)
+        for r in range(n):
+            if r & d:
+                continue
+            a, b = rows[r], rows[r + d]
+            first = [k if not k & d else n + k - d for k in range(n)]
+            second = [k + d if not k & d else n + k for k in range(n)]
+            for place, lanes in ((r, first), (r + d, second)):
+                mask = ", ".join(f"i32 {k}" for k in lanes)
+                out[place] = e.raw(f"shufflevector {t} {a}, {t} {b}, <{n} x i32> <{mask}>")
+        rows = out
+        d *= 2
+    return rows
+
+
+def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
+    """Write a right operand into panels; transposes in registers if it is contiguous along K."""
+    e = low.e
+    width = e.features.width
+    k, n = src.shape
+    k_lanes = width * (2 if pairs else 1)
+    if (
+        contiguous_axis(src) == 0
+        and k >= k_lanes
+        and n >= width
+        and out.type.elem in ("i32", "f32")
+    ):
+        with nest(e) as g:
+            ty = out.type.elem
+
+            def column(j, _):
+                def row(i, _):
+                    rows = []
+                    for r in range(width):
+                        jr = g.affine(j, 1, r)
+                        ramp = Val(
+                            "i32", "a", n=k_lanes, base=i, stride=const("i32", 1), level=i.level
+                        )
+                        v = e.operand(g.at(src, (ramp, jr)), k_lanes)
+                        if pairs:
+                            v = e.raw(f"bitcast <{k_lanes} x i16> {v} to <{width} x i32>")
+                        rows.append(v)
+                    half = e.op("lshr", "i32", i, const("i32", 1)) if pairs else i
+                    half.level = i.level
+                    cols = transpose_lanes(e, rows, ll(ty, width), width)
+                    for r, v in enumerate(cols):
+                        kr = e.add(half, const("i32", r))
+                        ramp = Val(
+                            "i32", "a", n=width, base=j, stride=const("i32", 1), level=j.level
+                        )
+                        out.put(g, (kr, ramp), e.wrap(ty, v, width))
+
+                e.loop(0, k, k_lanes, row)
+
+            e.loop(0, n, width, column)
+        return
+    value = Pairs(src) if pairs else src
+    with nest(e) as g:
+        loops(g, value.shape, 1, width, lambda idx: out.put(g, idx, g.at(value, idx)))
+
+
+def _widen(t: Tensor, elem: str) -> Tensor:
+    """Operand elements in the type the multiplication is done in."""
+    if t.type.elem == elem:
+        return t
+    ty = t.type.with_elem(elem)
+    if elem == "i32":
+        return Map(ty, "widen", lambda e, v: e.extend(v, "i32", signed=True), [t], False)
+    return Map(ty, "widen", lambda e, v: floats.convert(e, v, elem), [t], False)
+
+
+def blocking(m: int, vectors: int, registers: int) -> tuple[int, int]:
+    """Rows and vectors of accumulators: as square as the registers allow.
+
+    The inner loop also holds the vectors of b and one broadcast of a, and LLVM wants one spare.
+    """
+    best, best_score = (1, 1), 0.0
+    for nv in (1, 2, 3, 4):
+        if vectors % nv:
+            continue
+        mr = min(m, (registers - nv - 2) // nv, 12)
+        score = mr * nv / (mr + nv) - 0.02 * (m % mr > 0)
+        if score > best_score:
+            best, best_score = (mr, nv), score
+    return best
+
+
+def dot(low, op: Op) -> None:
+    """tt.dot with an optional batch axis in front."""
+    a, b, c = (low.tensor(v) for v in op.operands[:3])
+    ty = op.result_types[0]
+    out = low.destination(op) or low.alloc(ty)
+    if len(ty.shape) == 3:
+        _batched(low, a, b, c, out)
+    else:
+        _dot2d(low, a, b, c, out, low.is_identity(c, out))
+    low.env[op.results[0]] = out
+
+
+class _Slice(Tensor):
+    """Plane ``where`` of a batched matrix."""
+
+    def __init__(self, src: Tensor, where: Val) -> None:
+        super().__init__(Type(src.type.elem, src.shape[1:], True))
+        self.src, self.where, self.inputs = src, where, (src,)
+        self.heavy, self.reads = src.heavy, src.reads
+
+    def at(self, g, idx):
+        return g.at(self.src, (self.where, *idx))
+
+
+class _OutSlice(Buffer):
+    def __init__(self, src: Buffer, where: Val) -> None:
+        super().__init__(Type(src.type.elem, src.shape[1:], True), src.base)
+        self.src, self.where = src, where
+
+    def at(self, g, idx):
+        return self.src.at(g, (self.where, *idx))
+
+    def put(self, g, idx, value):
+        self.src.put(g, (self.where, *idx), value)
+
+
+def _batched(low, a, b, c, out: Buffer) -> None:
+    def plane(i, _):
+        _dot2d(low, _Slice(a, i), _Slice(b, i), _Slice(c, i), _OutSlice(out, i), True)
+
+    low.e.loop(0, a.shape[0], 1, plane)
+
+
+def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) -> None:
+    e = low.e
+    m, k = a.shape
+    n = b.shape[1]
+    acc = out.type.elem
+    elem = "i32" if a.type.elem[0] == "i" else ("f64" if acc == "f64" else "f32")
+    acc_elem = "f32" if acc == "f16" else acc
+    native = (a.type.elem == b.type.elem == "bf16" and acc == "f32" and k % 2 == 0
+              and e.features.has("avx512bf16") and e.features.width == 16 and n >= 16)  # fmt: skip
+    mark = low.mark()
+    use_tiles = tiles.applies(e.features, a, b, out)
+    native = native or use_tiles
+    if not native:
+        a, b = _widen(a, elem), _widen(b, elem)
+    lanes = min(e.features.width, n)
+    mr, nv = blocking(m, n // lanes, e.features.registers)
+    nr = tiles.panel_width(n) if use_tiles else nv * lanes
+    if not (type(a) is Buffer and a.steps[1] == 1):
+        packed = low.alloc(a.type)
+        low.write(a, packed)
+        a = packed
+    rows = k // 2 if native else k
+    bty = Type("i32" if native else elem, (rows, n), True)
+    panel = Panel(bty, low.alloc(bty).base, nr)
+    pack(low, b, panel, native)
+    if use_tiles:
+        tiles.multiply(low, a, panel, c, out)
+        low.release(mark)
+        return
+    kernel = _Kernel(low, a, panel, c, out, (rows, lanes, nv, native, elem, acc_elem))
+    with nest(e) as g:
+
+        def column(j, _):
+            full = m - m % mr
+            if full:
+                e.loop(0, full, mr, lambda i, _: kernel.block(g, i, j, mr))
+            if m % mr:
+                start = const("i32", full)
+                kernel.block(g, start, j, m % mr)
+
+        e.loop(0, n, nr, column)
+    low.release(mark)
+
+
+class _Kernel:
+    """Emits one block of rows times one panel."""
+
+    def __init__(self, low, a: Buffer, b: Panel, c: Tensor, out: Buffer, shape) -> None:
+        self.low, self.a, self.b, self.c, self.out = low, a, b, c, out
+        self.rows, self.lanes, self.nv, self.native, self.elem, self.acc = shape
+
+    def block(self, g: Nest, i: Val, j: Val, mr: int) -> None:
+        e, lanes, nv = g.e, self.lanes, self.nv
+        t = ll(self.acc, lanes)
+        level = max(i.level, j.level)
+
+        def place(r: int, v: int):
+            row = e.add(i, const("i32", r))
+            row.level = level if row.kind != "c" else 0
+            col = e.add(j, const("i32", v * lanes))
+            col.level, col.div = level, lanes
+            return row, Val("i32", "a", n=lanes, base=col, stride=const("i32", 1), level=level)
+
+        spots = [[place(r, v) for v in range(nv)] for r in range(mr)]
+        if self.acc == self.out.type.elem:
+
+            def first(spot):
+                return g.at(self.c, spot)
+        else:
+
+            def first(spot):
+                return floats.convert(e, g.at(self.c, spot), self.acc)
+
+        init = [(t, e.operand(first(s), lanes)) for row in spots for s in row]
+        nr = nv * lanes
+        size = BYTES[self.b.type.elem]
+        panel = e.mul(j, const("i32", self.rows))
+        b0 = e.offset(self.b.base, panel, size)
+        asize = BYTES[self.a.type.elem]
+        a0 = [
+            e.offset(self.a.base, e.mul(s[0][0], const("i32", self.a.steps[0])), asize)
+            for s in spots
+        ]
+        per = 2 if self.native else 1
+        unroll = next(u for u in (4, 2, 1) if self.rows % u == 0)
+
+        def body(k, accs):
+            accs = list(accs)
+            bk = e.offset(b0, e.mul(k, const("i32", nr)), size)
+            ak = [e.offset(p, e.mul(k, const("i32", per)), asize) for p in a0]
+            for u in range(unroll):
+                bs = []
+                for v in range(nv):
+                    p = e.offset(bk, const("i32", u * nr + v * lanes), size)
+                    bs.append(
+                        e.raw(
+                            f"load {ll(self.b.type.elem, lanes)}, ptr {e.operand(p)}, align {size}"
+                        )
+                    )
+                for r in range(mr):
+                    p = e.offset(ak[r], const("i32", u * per), asize)
+                    av = self.broadcast(e, p, asize)
+                    for v in range(nv):
+                        accs[r * nv + v] = self.multiply(e, av, bs[v], accs[r * nv + v])
+            return accs
+
+        done = e.loop(0, self.rows, unroll, body, init)
+        for r in range(mr):
+            for v in range(nv):
+                value = Val(self.acc, "v", done[r * nv + v], n=lanes)
+                if lanes == 1:
+                    pass
+                self.out.put(g, spots[r][v], floats.convert(e, value, self.out.type.elem)
+                             if self.acc != self.out.type.elem else value)  # fmt: skip
+
+    def broadcast(self, e, p: Val, size: int) -> str:
+        word = "i32" if self.native else self.elem
+        one = e.raw(f"load {ll(word)}, ptr {e.operand(p)}, align {size}")
+        return e.operand(Val(word, "u", one), self.lanes)
+
+    def multiply(self, e, a: str, b: str, acc: str) -> str:
+        n = self.lanes
+        t = ll(self.acc, n)
+        if self.native:
+            x, y = (e.raw(f"bitcast <16 x i32> {v} to <32 x bfloat>") for v in (a, b))
+            return e.intrinsic("llvm.x86.avx512bf16.dpbf16ps.512", t,
+                               [(t, acc), ("<32 x bfloat>", x), ("<32 x bfloat>", y)])  # fmt: skip
+        if self.acc == "i32":
+            return e.raw(f"add {t} {e.raw(f'mul {t} {a}, {b}')}, {acc}")
+        if e.features.has("fma"):
+            return e.intrinsic(f"llvm.fma.{mangle(self.acc, n)}", t, [(t, a), (t, b), (t, acc)])
+        return e.raw(f"fadd {t} {e.raw(f'fmul {t} {a}, {b}')}, {acc}")

@@ -1,0 +1,218 @@
+"""Reductions and scans with arbitrary combine regions over one or several operands.
+
+The order of combination depends on the vector width only, never on threads, so results repeat.
+"""
+
+from __future__ import annotations
+
+from codegen.cpu.emit import Val, const, ll
+from codegen.cpu.lower.elementwise import TABLE, vector
+from codegen.cpu.lower.tensor import ZERO, Tensor, contiguous_axis, lane_axis, loops, nest
+from codegen.cpu.ttir import Block, Op, Type, Unsupported
+
+
+def combine(low, block: Block, args: list[Val]) -> list[Val]:
+    """Evaluate a combine region lane by lane."""
+    env = dict(zip(block.args, args, strict=True))
+    for op in block.ops:
+        if op.name.endswith(".return"):
+            return [low.scalar(v, env) for v in op.operands]
+        if op.name == "arith.constant":
+            env[op.results[0]] = low.constant(op).value
+            continue
+        if op.name not in TABLE:
+            raise low.refuse(op, "it cannot stand in a combine region")
+        vals = [vector(low.e, low.scalar(v, env)) for v in op.operands]
+        env[op.results[0]] = TABLE[op.name][0](low.e, op, *vals)
+    raise Unsupported("a combine region without a return")
+
+
+def _ramp(start: Val, n: int) -> Val:
+    return Val("i32", "a", n=n, base=start, stride=const("i32", 1), level=start.level)
+
+
+def _half(e, v: Val, high: bool) -> Val:
+    """The lower or upper half of a vector; one lane becomes a scalar."""
+    n = v.n // 2
+    t = ll(v.ty, v.n)
+    if n == 1:
+        return e.wrap(v.ty, e.raw(f"extractelement {t} {v.x}, i64 {int(high)}"), 0)
+    lanes = ", ".join(f"i32 {k + (n if high else 0)}" for k in range(n))
+    return e.wrap(v.ty, e.raw(f"shufflevector {t} {v.x}, {t} poison, <{n} x i32> <{lanes}>"), n)
+
+
+def _across(low, block: Block, accs: list[Val]) -> list[Val]:
+    """Combine the lanes of each accumulator into one."""
+    while accs[0].n > 1:
+        lows = [_half(low.e, v, False) for v in accs]
+        highs = [_half(low.e, v, True) for v in accs]
+        accs = combine(low, block, lows + highs)
+        accs = [vector(low.e, a) for a in accs]
+    return accs
+
+
+def _full(e, v: Val, n: int) -> Val:
+    """A value as a vector of n lanes, or as a scalar for n <= 1."""
+    return e.wrap(v.ty, e.operand(v, n), n) if n > 1 else v
+
+
+def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int) -> list[Val]:
+    """Accumulate along an axis at one outer index; n lanes of partial results remain."""
+    e = low.e
+    size = srcs[0].shape[axis]
+    along = place.pop("along")
+    step = n if along else 1
+    ways = min(4 if along else 1, size // step)
+
+    def values(start: Val) -> list[Val]:
+        idx = place["idx"]
+        idx[axis] = (_ramp(start, n) if n > 1 else start) if along else start
+        return [_full(e, g.at(t, tuple(idx)), n) for t in srcs]
+
+    accs = [values(const("i32", w * step)) for w in range(ways)]
+    if size > ways * step:
+        flat = [(ll(v.ty, v.n), e.operand(v, v.n)) for group in accs for v in group]
+        kinds = [(v.ty, v.n) for group in accs for v in group]
+
+        def body(i, names):
+            held = [Val(ty, "v" if m else "u", x, n=m)
+                    for (ty, m), x in zip(kinds, names, strict=True)]  # fmt: skip
+            out = []
+            for w in range(ways):
+                start = e.add(i, const("i32", w * step))
+                start.level, start.div = i.level, step
+                old = held[w * len(srcs) : (w + 1) * len(srcs)]
+                out += combine(low, block, old + values(start))
+            return [e.operand(_full(e, v, n if n > 1 else 0), n if n > 1 else 0) for v in out]
+
+        names = e.loop(ways * step, size, ways * step, body, flat)
+        vals = [Val(ty, "v" if m else "u", x, n=m) for (ty, m), x in zip(kinds, names, strict=True)]
+        accs = [vals[w * len(srcs) : (w + 1) * len(srcs)] for w in range(ways)]
+    while len(accs) > 1:
+        accs = [[_full(e, v, n) for v in combine(low, block, accs[k] + accs[k + 1])]
+                for k in range(0, len(accs), 2)]  # fmt: skip
+    return accs[0]
+
+
+def reduce(low, op: Op) -> None:
+    """tt.reduce."""
+    e = low.e
+    block = op.regions[0].entry
+    axis = op.attr_int("axis")
+    srcs = [low.tensor(v) for v in op.operands]
+    shape = srcs[0].shape
+    lanes = lane_axis(shape, contiguous_axis(srcs[0]))
+    if lanes is None:
+        lanes = axis
+    n = min(e.features.width, shape[lanes])
+    if not op.result_types[0].tensor:
+        with nest(e) as g:
+            place = {"idx": [ZERO], "along": True}
+            accs = _fold(low, g, block, srcs, place, axis, n)
+            out = _across(low, block, accs)
+        for name, v in zip(op.results, out, strict=True):
+            low.env[name] = v
+        return
+    rest = [a for a in range(len(shape)) if a != axis]
+    bufs = [low.alloc(ty) for ty in op.result_types]
+    outer = tuple(shape[a] for a in rest)
+    with nest(e) as g:
+
+        def body(idx) -> None:
+            full = [ZERO] * len(shape)
+            for a, i in zip(rest, idx, strict=True):
+                full[a] = i
+            accs = _fold(low, g, block, srcs, {"idx": full, "along": lanes == axis}, axis, n)
+            if lanes == axis:
+                accs = _across(low, block, accs)
+            for buf, v in zip(bufs, accs, strict=True):
+                buf.put(g, idx, v)
+
+        loops(g, outer, None if lanes == axis else rest.index(lanes), e.features.width, body)
+    for name, buf in zip(op.results, bufs, strict=True):
+        low.env[name] = buf
+
+
+def scan(low, op: Op) -> None:
+    """tt.scan: running combination along an axis, from either end."""
+    e = low.e
+    block = op.regions[0].entry
+    axis = op.attr_int("axis")
+    reverse = op.attr_bool("reverse")
+    srcs = [low.tensor(v) for v in op.operands]
+    shape = srcs[0].shape
+    size = shape[axis]
+    others = [a for a in range(len(shape)) if a != axis]
+    bufs = [low.alloc(Type(ty.elem, ty.shape, True)) for ty in op.result_types]
+    lanes = lane_axis(tuple(shape[a] for a in others)) if others else None
+    n = min(e.features.width, size) if lanes is None else min(
+        e.features.width, shape[others[lanes]])  # fmt: skip
+    along = lanes is None  # lanes run along the scanned axis
+    step = n if along else 1
+
+    def at(i: Val, idx) -> tuple[Val, ...]:
+        full = [ZERO] * len(shape)
+        for a, v in zip(others, idx, strict=True):
+            full[a] = v
+        if reverse:
+            last = const("i32", size - step)
+            level = i.level
+            i = e.sub(last, i)
+            i.level, i.div = level, step
+        full[axis] = _ramp(i, n) if along and n > 1 else i
+        return tuple(full)
+
+    with nest(e) as g:
+
+        def line(idx) -> None:
+            def chunk(i: Val, held: list[Val] | None) -> list[Val]:
+                place = at(i, idx)
+                vals = [_full(e, g.at(t, place), n) for t in srcs]
+                if along and n > 1:
+                    vals = _scan_lanes(low, block, vals, n, reverse)
+                if held is not None:
+                    vals = combine(low, block, [_full(e, h, n) for h in held] + vals)
+                    vals = [_full(e, v, n) for v in vals]
+                for buf, v in zip(bufs, vals, strict=True):
+                    buf.put(g, place, v)
+                if along and n > 1:
+                    edge = 0 if reverse else n - 1
+                    vals = [
+                        e.wrap(v.ty, e.raw(f"extractelement {ll(v.ty, n)} {v.x}, i64 {edge}"), 0)
+                        for v in vals
+                    ]
+                return vals
+
+            first = chunk(ZERO, None)
+            if size > step:
+                kinds = [(v.ty, v.n) for v in first]
+
+                def body(i, names):
+                    held = [Val(ty, "v" if m else "u", x, n=m)
+                            for (ty, m), x in zip(kinds, names, strict=True)]  # fmt: skip
+                    return [e.operand(v, v.n) for v in chunk(i, held)]
+
+                flat = [(ll(v.ty, v.n), e.operand(v, v.n)) for v in first]
+                e.loop(step, size, step, body, flat)
+
+        loops(g, tuple(shape[a] for a in others), lanes, e.features.width, line)
+    for name, buf in zip(op.results, bufs, strict=True):
+        low.env[name] = buf
+
+
+def _scan_lanes(low, block: Block, vals: list[Val], n: int, reverse: bool) -> list[Val]:
+    """An inclusive scan inside one vector by doubling distances."""
+    e = low.e
+    d = 1
+    while d < n:
+        take = [min(n - 1, k + d) if reverse else max(0, k - d) for k in range(n)]
+        lanes = ", ".join(f"i32 {k}" for k in take)
+        moved = [e.wrap(v.ty, e.raw(
+            f"shufflevector {ll(v.ty, n)} {v.x}, {ll(v.ty, n)} poison, <{n} x i32> <{lanes}>"), n)
+            for v in vals]  # fmt: skip
+        both = combine(low, block, moved + vals)
+        on = [k + d < n if reverse else k >= d for k in range(n)]
+        mask = Val("i1", "v", f"<{', '.join('i1 ' + ('true' if b else 'false') for b in on)}>", n=n)
+        vals = [e.select(mask, _full(e, b, n), v) for b, v in zip(both, vals, strict=True)]
+        d *= 2
+    return vals

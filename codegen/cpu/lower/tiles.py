@@ -1,0 +1,93 @@
+"""bf16 products on Intel's matrix tiles (AMX): 16 x 16 blocks of fp32 in eight tile registers.
+
+The left operand is read as it lies (row-major, 32 values of a row at a time), the right one from
+panels of bf16 pairs, and the accumulators are loaded from and stored to the result's buffer.
+"""
+
+from __future__ import annotations
+
+from codegen.cpu.emit import Val, const
+from codegen.cpu.lower.tensor import Buffer, Tensor, nest
+
+ROW_BYTES = 64
+# A tile configuration: palette 1, then bytes per row of each tile at 16, rows of each at 48.
+CONFIG = bytes([1, *[0] * 15, *[ROW_BYTES, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
+
+
+def applies(features, a: Tensor, b: Tensor, out: Buffer) -> bool:
+    """Whole tiles of bf16 x bf16 -> fp32 on a host that has them."""
+    m, k = a.shape
+    n = b.shape[1]
+    return (features.amx and a.type.elem == b.type.elem == "bf16" and out.type.elem == "f32"
+            and type(out) is Buffer and out.steps[1] == 1
+            and m % 16 == 0 and n % 16 == 0 and k % 32 == 0)  # fmt: skip
+
+
+def panel_width(n: int) -> int:
+    """Columns per panel of the right operand."""
+    return 32 if n % 32 == 0 else 16
+
+
+def configure(e) -> str:
+    """The line that sets the tiles up, with the constant it reads."""
+    data = ", ".join(f"i8 {b}" for b in CONFIG)
+    e.globals["@tileconfig"] = f"@tileconfig = private constant [64 x i8] [{data}], align 64"
+    e.declare("declare void @llvm.x86.ldtilecfg(ptr)")
+    return "call void @llvm.x86.ldtilecfg(ptr @tileconfig)"
+
+
+def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer) -> None:
+    """out = a @ panel + c."""
+    e = low.e
+    m, k = a.shape
+    n = out.shape[1]
+    zero = c.constant() == 0
+    if not zero and c is not out:
+        low.write(c, out)
+    low.uses_tiles = True
+    width = panel.width
+    ways_m, ways_n = (2 if m % 32 == 0 else 1), width // 16
+
+    def tile(op: str, number: int, p: Val, stride: int) -> None:
+        e.intrinsic(f"llvm.x86.{op}", "void",
+                    [("i8", str(number)), ("ptr", e.operand(p)), ("i64", str(stride))])  # fmt: skip
+
+    def block(i: Val, j: Val) -> None:
+        places = {}
+        for x in range(ways_m):
+            for y in range(ways_n):
+                row = e.add(i, const("i32", 16 * x))
+                at = e.add(e.mul(row, const("i32", out.steps[0])), e.add(j, const("i32", 16 * y)))
+                places[x, y] = e.offset(out.base, at, 4)
+                if zero:
+                    e.intrinsic("llvm.x86.tilezero", "void", [("i8", str(2 * x + y))])
+                else:
+                    tile("tileloadd64", 2 * x + y, places[x, y], 4 * out.steps[0])
+        left = [e.offset(a.base, e.mul(e.add(i, const("i32", 16 * x)), const("i32", a.steps[0])), 2)
+                for x in range(ways_m)]  # fmt: skip
+        right = e.offset(panel.base, e.mul(j, const("i32", k // 2)), 4)
+
+        def step(s: Val, _) -> None:
+            for x in range(ways_m):
+                p = e.offset(left[x], e.mul(s, const("i32", 32)), 2)
+                tile("tileloadd64", 4 + x, p, 2 * a.steps[0])
+            for y in range(ways_n):
+                p = e.offset(
+                    right, e.add(e.mul(s, const("i32", 16 * width)), const("i32", 16 * y)), 4
+                )
+                tile("tileloadd64", 6 + y, p, 4 * width)
+            for x in range(ways_m):
+                for y in range(ways_n):
+                    e.intrinsic(
+                        "llvm.x86.tdpbf16ps",
+                        "void",
+                        [("i8", str(2 * x + y)), ("i8", str(4 + x)), ("i8", str(6 + y))],
+                    )
+
+        e.loop(0, k // 32, 1, step)
+        for (x, y), p in places.items():
+            tile("tilestored64", 2 * x + y, p, 4 * out.steps[0])
+
+    with nest(e):
+        e.loop(0, n, width, lambda j, _: e.loop(
+            0, m, 16 * ways_m, lambda i, _: block(i, j)) and None)  # fmt: skip
