@@ -12,7 +12,7 @@ import tkpy as tk
 def inputs(x, state, b, t, j, past, rows, cols):
     """Rows t - past to t - past + rows of the state's rows followed by those of x."""
     xt = tk.load(x, (b, tk.at(t - past), j), (rows, cols), dtype=tk.f32)
-    if state is None:
+    if state is None or past == 0:
         return xt
     before = tk.load(state, (b, tk.at(t - past + tk.dim("W - 1")), j), (rows, cols), dtype=tk.f32)
     return xt + tk.fill_dead(before, 0.0)
@@ -63,7 +63,7 @@ def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
 )
 def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
     past = weight.shape[1] - 1
-    if state is None:
+    if state is None or past == 0:
         state = x.new_zeros(x.shape[0], past, x.shape[2])
     x = torch.cat([state, x], 1)
     y = F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
