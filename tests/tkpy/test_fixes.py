@@ -81,3 +81,20 @@ def test_whole_tiles_below_a_diagonal_between_unequal_sides_carry_no_mask():
         torch.testing.assert_close(seen(x), x.tril(m - n).sum(1))
     whole, rest = lower_for(seen, Setting("f32")).source.split("    for j")[1:3]
     assert "where" not in whole and "where" in rest
+
+
+@tk.kernel
+def summed_late(x: tk.Global["N D"], w: tk.Global["D D"], y: tk.Out["N D"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    xt, wt = tk.load(x, (i, 0), shape=(16, "D")), tk.load(w, (0, 0), shape=("D", "D"))
+    a = xt + 1
+    top = a @ wt
+    bottom = tk.row_sum(a) + tk.row_sum(xt * (xt @ wt + 1))
+    tk.store(y, top / bottom, (i, 0))
+
+
+def test_a_name_is_not_reused_while_text_that_is_not_yet_written_needs_it():
+    x, w = torch.rand(5, 20), torch.rand(20, 20)
+    a = x + 1
+    expected = (a @ w) / (a.sum(1) + (x * (x @ w + 1)).sum(1))[:, None]
+    torch.testing.assert_close(summed_late(x, w), expected)
