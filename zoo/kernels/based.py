@@ -168,6 +168,7 @@ def _based_terms(q, k, v, t0=None, t1=None, t2=None, s0=None, s1=None, s2=None):
 
 @based.reference(
     terms=_based_terms,
+    special=False,  # the state's products turn one infinity into inf - inf
     sizes={"B": (1, 2), "H": (1, 3), "N": (1, 150), "F": (1, 32), "V": (1, 80)},
 )
 def _based_reference(q, k, v, t0=None, t1=None, t2=None, s0=None, s1=None, s2=None):
@@ -184,7 +185,9 @@ def _based_decode_terms(q, k, v, t0, t1, t2, s0, s1, s2):
 
 
 @based_decode.reference(
-    terms=_based_decode_terms, sizes={"B": (1, 2), "H": (1, 20), "F": (1, 32), "V": (1, 80)}
+    terms=_based_decode_terms,
+    special=False,
+    sizes={"B": (1, 2), "H": (1, 20), "F": (1, 32), "V": (1, 80)},
 )
 def _based_decode_reference(q, k, v, t0, t1, t2, s0, s1, s2):
     return _one(_based_reference, q, k, v, t0, t1, t2, s0, s1, s2)
