@@ -40,15 +40,14 @@ def short_conv(
     H3 and Mamba (``causal_conv1d``), channels last; BASED's is of width 3.
     """
     b, i, j = tk.grid("B", tk.cdiv("N", rows), tk.cdiv("D", cols))
-    acc = tk.zeros(rows, cols)
-    for k in range(tk.static("W")):
+    past, acc = tk.static("W") - 1, tk.zeros(rows, cols)
+    for k in range(past + 1):
         tap = tk.load(weight, (j, k), cols, axis=0, dtype=tk.f32)
-        acc += tap * inputs(x, state, b, i * rows, j, tk.static("W") - 1 - k, rows, cols)
-    if bias is not None:
-        acc += tk.load(bias, j, cols, dtype=tk.f32)
+        acc += tap * inputs(x, state, b, i * rows, j, past - k, rows, cols)
+    acc = acc if bias is None else acc + tk.load(bias, j, cols, dtype=tk.f32)
     tk.store(y, tk.silu(acc) if activation == "silu" else acc, (b, i, j))
     if new_state is not None and i == 0:
-        last = inputs(x, state, b, tk.dim("N"), j, tk.static("W") - 1, 16, cols)
+        last = inputs(x, state, b, tk.dim("N"), j, past, 16, cols)
         tk.store(new_state, last, (b, 0, j))
 
 
