@@ -179,12 +179,15 @@ class Printer:
         everywhere |= {self.symbol_names[x] for s in self.scopes for x in s.symbols}
         if not {w for w in words if w in self.taken} <= everywhere:
             level = len(self.scopes) - 1  # a tile's name: only this scope is sure to have it
+        # A tile's name may pass to another tile: the same text is then another mask.
+        held = tuple(id(v) for v, n in self.names.items() if n in words)
+        key = ("text", body, held)
         for s in self.scopes[: level + 1]:
-            if ("text", body) in s.shared:
-                return s.shared["text", body]
+            if key in s.shared:
+                return s.shared[key]
         name = self.fresh(wanted)
         self.scopes[level].lines += wrapped(f"{name} = {body}")
-        self.scopes[level].shared["text", body] = name
+        self.scopes[level].shared[key] = name
         return name
 
     # -- index vectors and masks ------------------------------------------------------------
@@ -447,7 +450,8 @@ class Printer:
         if (
             op.kind == "retype"
             and op.operands[0] in self.names
-            and (self.uses[op.operands[0]] == 1)
+            and op.operands[0] in self.own[-1]
+            and self.uses[op.operands[0]] == 1
         ):
             # Only the type knows: the same variable goes on.
             self.names[value] = self.names.pop(op.operands[0])
@@ -481,9 +485,21 @@ class Printer:
         if not holders and wanted not in self.taken:
             return self.fresh(wanted)
         mine = set(region.args) | {r for op in region.ops for r in op.results}
-        if holders and all(v in mine and _last_use(v, region) <= position for v in holders):
+        if holders and all(v in mine and self._last_use(v, region) <= position for v in holders):
             return wanted
         return self.fresh(wanted)
+
+    def _last_use(self, value: Value, region: Region) -> int:
+        """The position in ``region`` of the last line that names ``value``.
+
+        An inlined expression over it is text yet to be written, wherever its own users stand.
+        """
+        last = -1
+        for position, op in enumerate(region.ops):
+            if uses_value(op, value):
+                inlined = [r for r in op.results if r in self.inline]
+                last = max([last, position, *(self._last_use(r, region) for r in inlined)])
+        return last
 
     def loop(self, op: Op) -> None:
         symbol, start, stop = loop_parts(op)
@@ -627,14 +643,6 @@ def _reaches(bound: Expr, side: int) -> bool:
     """True if the tensor's own bound already stops at the side."""
     bound = sympy.expand(bound)
     return bool(bound.is_Integer and int(bound) <= side)
-
-
-def _last_use(value: Value, region: Region) -> int:
-    last = -1
-    for position, op in enumerate(region.ops):
-        if uses_value(op, value):
-            last = position
-    return last
 
 
 def count_uses(fn: Function) -> dict[Value, int]:

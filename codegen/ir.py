@@ -357,6 +357,10 @@ def loop_parts(op: Op) -> tuple[Symbol, Expr, Expr]:
 def trip_facts(op: Op, facts: Facts) -> Facts:
     """``facts`` inside the body of the ``for`` ``op``."""
     index_symbol, start, stop = loop_parts(op)
+    if isinstance(stop, sympy.Max):
+        # start <= j < max(start, e) means that j < e.
+        others = set(stop.args) - set(sympy.Max.make_args(start))
+        stop = sympy.Max(*others) if others else stop
     return facts.extended({index_symbol: (start, stop - 1)})
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tkpy.lower import Lowered, VariantKey
 
 #: Sizes to try for a dimension that nobody gave, in this order, until the preconditions hold.
-SIZES = (64, 128, 32, 16, 8, 4, 3, 2, 1)
+SIZES = (64, 128, 16, 32, 8, 4, 3, 2, 1)
 _TRIES = 20_000
 
 _TRITON_TYPES = {

@@ -64,3 +64,37 @@ def test_less_nothing_costs_nothing_and_keeps_the_sign_of_zero():
         lower_for(less_nothing, Setting("f32", {}, {"nothing": n})).source for n in (-0.0, 0.0)
     ]
     assert ["t - (-0.0)" in s or "t - 0.0" in s for s in sources] == [True, False]
+
+
+@tk.kernel
+def seen(x: tk.Global["N M"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    total, first = tk.zeros(16), i * 16 + tk.dim("M - N")
+    for j in tk.range(tk.cdiv("M", 16), until=tk.causal_limit(i, 16, 16, tk.dim("M - N"))):
+        total += tk.row_sum(tk.causal(tk.load(x, (i, j), (16, 16)), first, j * 16, fill=0.0))
+    tk.store(y, total, i)
+
+
+def test_whole_tiles_below_a_diagonal_between_unequal_sides_carry_no_mask():
+    for n, m in ((40, 40), (20, 70), (70, 20)):
+        x = torch.randn(n, m)
+        torch.testing.assert_close(seen(x), x.tril(m - n).sum(1))
+    whole, rest = lower_for(seen, Setting("f32")).source.split("    for j")[1:3]
+    assert "where" not in whole and "where" in rest
+
+
+@tk.kernel
+def summed_late(x: tk.Global["N D"], w: tk.Global["D D"], y: tk.Out["N D"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    xt, wt = tk.load(x, (i, 0), shape=(16, "D")), tk.load(w, (0, 0), shape=("D", "D"))
+    a = xt + 1
+    top = a @ wt
+    bottom = tk.row_sum(a) + tk.row_sum(xt * (xt @ wt + 1))
+    tk.store(y, top / bottom, (i, 0))
+
+
+def test_a_name_is_not_reused_while_text_that_is_not_yet_written_needs_it():
+    x, w = torch.rand(5, 20), torch.rand(20, 20)
+    a = x + 1
+    expected = (a @ w) / (a.sum(1) + (x * (x @ w + 1)).sum(1))[:, None]
+    torch.testing.assert_close(summed_late(x, w), expected)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import hypothesis
 import hypothesis.configuration
+import torch
 from hypothesis import HealthCheck, Phase, Verbosity
 
 from codegen.module import cache_dir
@@ -161,13 +162,25 @@ def check(
     model = Model(options.get("c", Model.c), options.get("roundings", Model.roundings))
     runner = Runner(plan, fn, options.get("terms"), model)
     search = _Search(runner, examples, progress)
-    failure = _explore(search, plan, examples, seed)
-    if failure is None:
-        failure = check_refusals(plan)
+    with _one_thread():
+        failure = _explore(search, plan, examples, seed)
+        if failure is None:
+            failure = check_refusals(plan)
     ratio = runner.worst if failure is None else failure.ratio
     return CheckResult(
         kernel.name, search.done, ratio, failure is None, failure.text if failure else None
     )
+
+
+@contextmanager
+def _one_thread():
+    """Examples are small: threads of torch cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

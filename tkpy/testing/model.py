@@ -180,13 +180,13 @@ def compare(
     out: torch.Tensor,
     expected: torch.Tensor,
     bound: torch.Tensor | None = None,
-    alternative: tuple[torch.Tensor, torch.Tensor] | None = None,
+    alternatives: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
 ) -> Verdict:
     """Holds ``out`` against ``expected`` (float64) elementwise.
 
     NaN equals only an expected NaN, an infinity only the same infinity; an expected number
     beyond what the dtype can hold must come as infinity. Without ``bound`` (integers, bool)
-    values must be equal. ``alternative`` is (values, where): what is as good there.
+    values must be equal. ``alternatives``: pairs (values, where) of what is as good there.
     """
     if out.numel() == 0:
         return Verdict()
@@ -194,8 +194,7 @@ def compare(
         ratio = torch.where(out == expected.to(out.dtype), 0.0, math.inf).double()
     else:
         ratio = _ratio(out, expected, bound)
-        if alternative is not None:
-            values, where = alternative
+        for values, where in alternatives:
             other = _ratio(out, values, bound)
             ratio = torch.where(where & (other < ratio), other, ratio)
     worst = int(ratio.reshape(-1).argmax())

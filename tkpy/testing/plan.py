@@ -421,7 +421,7 @@ def _constant_values(p) -> list[object]:
     elif spec.type is bool:
         more = [False, True]
     elif spec.type is int and (spec.optional or default is None):
-        more = [None, 1, 7, 40]
+        more = [None, 16, 32]
     elif spec.type is int and not first:
         more = [16, 32, 64]
     elif spec.type is float and not first:

@@ -25,10 +25,9 @@ def attend(q, k, v, t0, t1, t2, s0, s1, s2):
     s = tk.mma_ABt(q, k) * scale
     a = tk.make_causal(1 + s + s * s / 2)
     q, k, v = tk.cast(q, tk.f32) * scale, tk.cast(k, tk.f32), tk.cast(v, tk.f32)
-    top = tk.mma_AB(q, s1, tk.mma_AB(a, v, precision=precision), precision=precision) + s0
-    top = tk.mma_AB(tk.row_outer(q, q) / 2, s2, top, precision=precision)
-    bottom = tk.row_sum(a) + t0 + tk.row_sum(q * t1)
-    bottom += tk.row_sum(q * tk.mma_AB(q, t2, precision=precision)) / 2
+    top = tk.mma_AB(tk.row_outer(q, q / 2), s2, precision=precision)
+    top = tk.mma_AB(q, s1, tk.mma_AB(a, v, top, precision=precision), precision=precision) + s0
+    bottom = tk.row_sum(a) + t0 + tk.row_sum(q * (tk.mma_AB(q, t2, precision=precision) / 2 + t1))
     t1, t2 = tk.col_sum(k, t1), tk.mma_AtB(k, k, t2, precision=precision)
     s0, s1 = tk.col_sum(v, s0), tk.mma_AtB(k, v, s1, precision=precision)
     s2 = tk.mma_AtB(tk.row_outer(k, k), v, s2, precision=precision)
@@ -46,7 +45,7 @@ def finish(state, x, coord):
         tk.store(state, x, coord)
 
 
-@tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8)
+@tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8, num_stages=2)
 def based(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
@@ -66,26 +65,28 @@ def based(
     new_s2: tk.Out["B H F F V", tk.f32] | None = None,
     *,
     chunk: int | None = None,
-    cols: int = 32,
+    cols: int | None = None,
 ):
     """y[i] = sum over j <= i of a(i, j) v[j], divided by the sum of a(i, j) = 1 + s + s^2 / 2.
 
     q, k: [B, H, N, F]; v, y: [B, H, N, V], one dtype of f32, bf16, f16; s = q[i] . k[j] / sqrt(F).
     t0 .. s2: the state to go on from (zero where one is not given); new_t0=True .. new_s2=True
-    ask for the state after. The sequence is worked off in chunks (of 64, or of 16 where F > 16):
-    the quadratic form within one, the state for all that came before, one division in fp32. One
-    program does ``cols`` columns of v. Arora et al., "Simple linear attention language models
+    ask for the state after. The sequence is worked off in chunks: the
+    quadratic form within one, the state for all that came before, one division in fp32. A program
+    does ``cols`` columns of v in chunks of ``chunk`` rows; both are 32 unless given, or 16 where
+    F > 16. Arora et al., "Simple linear attention language models
     balance the recall-throughput tradeoff" (arXiv 2402.18668, section 4).
     """
-    b, h, c = tk.grid("B", "H", tk.cdiv("V", cols))
-    rows = chunk or (64 if tk.static("F") <= 16 else 16)
+    side = 32 if tk.static("F") <= 16 else 16
+    rows, width = chunk or side, cols or side
+    b, h, c = tk.grid("B", "H", tk.cdiv("V", width))
     n0 = 0.0 if t0 is None else tk.load(t0, (b, h))
     n1, n2 = start(t1, (b, h, 0), "F"), start(t2, (b, h, 0, 0), "F", "F")
-    m0, m1 = start(s0, (b, h, c), cols), start(s1, (b, h, 0, c), "F", cols)
-    m2 = start(s2, (b, h, 0, 0, c), ("F", "F"), cols)
+    m0, m1 = start(s0, (b, h, c), width), start(s1, (b, h, 0, c), "F", width)
+    m2 = start(s2, (b, h, 0, 0, c), ("F", "F"), width)
     for i in tk.range(tk.cdiv("N", rows)):
         qt, kt = tk.load(q, (b, h, i, 0), (rows, "F")), tk.load(k, (b, h, i, 0), (rows, "F"))
-        vt = tk.load(v, (b, h, i, c), (rows, cols))
+        vt = tk.load(v, (b, h, i, c), (rows, width))
         yt, n1, n2, m0, m1, m2 = attend(qt, kt, vt, n0 + i * rows, n1, n2, m0, m1, m2)
         tk.store(y, yt, (b, h, i, c))
     finish(new_t0, n0 + tk.dim("N"), (b, h))
@@ -167,6 +168,7 @@ def _based_terms(q, k, v, t0=None, t1=None, t2=None, s0=None, s1=None, s2=None):
 
 @based.reference(
     terms=_based_terms,
+    special=False,  # the state's products turn one infinity into inf - inf
     sizes={"B": (1, 2), "H": (1, 3), "N": (1, 150), "F": (1, 32), "V": (1, 80)},
 )
 def _based_reference(q, k, v, t0=None, t1=None, t2=None, s0=None, s1=None, s2=None):
@@ -183,7 +185,9 @@ def _based_decode_terms(q, k, v, t0, t1, t2, s0, s1, s2):
 
 
 @based_decode.reference(
-    terms=_based_decode_terms, sizes={"B": (1, 2), "H": (1, 20), "F": (1, 32), "V": (1, 80)}
+    terms=_based_decode_terms,
+    special=False,
+    sizes={"B": (1, 2), "H": (1, 20), "F": (1, 32), "V": (1, 80)},
 )
 def _based_decode_reference(q, k, v, t0, t1, t2, s0, s1, s2):
     return _one(_based_reference, q, k, v, t0, t1, t2, s0, s1, s2)

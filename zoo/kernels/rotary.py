@@ -23,14 +23,10 @@ def rotary(
     """
     b, h, i = tk.grid("B", "H", tk.cdiv("N", rows))
     low, high, rest = (b, h, i, 0), (b, h, i, tk.at("R")), (b, h, i, tk.at("2 * R"))
-    c, s = (
-        tk.load(cos, (i, 0), (rows, "R"), dtype=tk.f32),
-        tk.load(sin, (i, 0), (rows, "R"), dtype=tk.f32),
-    )
-    one, two = (
-        tk.load(x, low, (rows, "R"), dtype=tk.f32),
-        tk.load(x, high, (rows, "R"), dtype=tk.f32),
-    )
+    c = tk.load(cos, (i, 0), (rows, "R"), dtype=tk.f32)
+    s = tk.load(sin, (i, 0), (rows, "R"), dtype=tk.f32)
+    one = tk.load(x, low, (rows, "R"), dtype=tk.f32)
+    two = tk.load(x, high, (rows, "R"), dtype=tk.f32)
     tk.store(y, one * c - two * s, low)
     tk.store(y, two * c + one * s, high)
     if tk.static("D") > 2 * tk.static("R"):

@@ -12,7 +12,7 @@ import tkpy as tk
 def inputs(x, state, b, t, j, past, rows, cols):
     """Rows t - past to t - past + rows of the state's rows followed by those of x."""
     xt = tk.load(x, (b, tk.at(t - past), j), (rows, cols), dtype=tk.f32)
-    if state is None:
+    if state is None or past == 0:
         return xt
     before = tk.load(state, (b, tk.at(t - past + tk.dim("W - 1")), j), (rows, cols), dtype=tk.f32)
     return xt + tk.fill_dead(before, 0.0)
@@ -40,15 +40,14 @@ def short_conv(
     H3 and Mamba (``causal_conv1d``), channels last; BASED's is of width 3.
     """
     b, i, j = tk.grid("B", tk.cdiv("N", rows), tk.cdiv("D", cols))
-    acc = tk.zeros(rows, cols)
-    for k in range(tk.static("W")):
+    past, acc = tk.static("W") - 1, tk.zeros(rows, cols)
+    for k in range(past + 1):
         tap = tk.load(weight, (j, k), cols, axis=0, dtype=tk.f32)
-        acc += tap * inputs(x, state, b, i * rows, j, tk.static("W") - 1 - k, rows, cols)
-    if bias is not None:
-        acc += tk.load(bias, j, cols, dtype=tk.f32)
+        acc += tap * inputs(x, state, b, i * rows, j, past - k, rows, cols)
+    acc = acc if bias is None else acc + tk.load(bias, j, cols, dtype=tk.f32)
     tk.store(y, tk.silu(acc) if activation == "silu" else acc, (b, i, j))
     if new_state is not None and i == 0:
-        last = inputs(x, state, b, tk.dim("N"), j, tk.static("W") - 1, 16, cols)
+        last = inputs(x, state, b, tk.dim("N"), j, past, 16, cols)
         tk.store(new_state, last, (b, 0, j))
 
 
@@ -63,7 +62,7 @@ def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
 )
 def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
     past = weight.shape[1] - 1
-    if state is None:
+    if state is None or past == 0:
         state = x.new_zeros(x.shape[0], past, x.shape[2])
     x = torch.cat([state, x], 1)
     y = F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
