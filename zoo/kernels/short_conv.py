@@ -58,7 +58,9 @@ def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
 
 
 @short_conv.reference(
-    terms=_short_conv_terms, sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)}
+    terms=_short_conv_terms,
+    roundings=0,
+    sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)},
 )
 def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
     past = weight.shape[1] - 1
