@@ -68,6 +68,8 @@ class Printer:
         root = self.scopes[0]
         for p in fn.params:
             self.taken |= {p.name, f"{p.name}_ptr"}
+            strides = {stride_name(p, d) for d in range(len(p.dims))}
+            self.taken |= strides | {aligned_name(s) for s in strides}
         for s in fn.dims:
             root.symbols.add(s)
             self.symbol_names[s] = self.fresh(s.name)

@@ -44,7 +44,7 @@ class VariantStore:
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
-        self._entries: dict[VariantKey, dict] = {}
+        self._entries: dict[tuple[VariantKey, str], dict] = {}
         self.compiled = 0  # how many variants this process lowered itself
 
     # -- what kernels ask ------------------------------------------------------------------
@@ -69,7 +69,8 @@ class VariantStore:
     # -- entries ---------------------------------------------------------------------------
 
     def _entry(self, key: VariantKey) -> dict:
-        if key not in self._entries:
+        slot = (key, repr(key.constants))  # 0.0 == -0.0, and they differ
+        if slot not in self._entries:
             path = self._path("variant", key)
             entry = self._read(path)
             if entry is None:
@@ -81,8 +82,8 @@ class VariantStore:
                     "reads": self._reads_of(lowered),
                 }
                 self._write(path, entry)
-            self._entries[key] = entry
-        return self._entries[key]
+            self._entries[slot] = entry
+        return self._entries[slot]
 
     def _path(self, what: str, key: VariantKey) -> Path | None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from codegen.ir import Axis, DType, Function, Op, Type, Value, bool_
-from codegen.ops.base import ADD, AND, ATOM, CMP, MUL, OR, UNARY, IRError, OpDef, Text, says
+from codegen.ops.base import ADD, AND, ATOM, CMP, LOWEST, MUL, OR, UNARY, IRError, OpDef, Text, says
 
 
 def broadcast_types(operands: list[Value]) -> tuple[tuple[Axis, ...], str | None]:
@@ -237,6 +237,9 @@ def _infer_cast(fn: Function, op: Op) -> list[Type]:
 
 
 def _emit_cast(e, op: Op) -> Text:
+    if op.operands[0].op is not None and op.operands[0].op.kind == "const":
+        value = e.ref(op.operands[0], LOWEST)  # a number of Python's, which has no .to
+        return f"tl.full((), {value}, {e.dtype(op.attrs['dtype'])})", ATOM
     return f"{e.ref(op.operands[0], ATOM)}.to({e.dtype(op.attrs['dtype'])})", ATOM
 
 

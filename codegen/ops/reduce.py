@@ -23,7 +23,8 @@ def _neutral_value(op: Op, name: str) -> float:
     dtype = op.operands[0].type.dtype
     if dtype.is_float or np.isfinite(value):
         return value
-    return float(-(2 ** (dtype.bits - 1)) if value < 0 else 2 ** (dtype.bits - 1) - 1)
+    # An int, for no float is the largest i64.
+    return dtype.limits[0 if value < 0 else 1]
 
 
 def _reduced(op: Op) -> tuple[tuple[Axis, ...], str | None]:
@@ -43,6 +44,12 @@ def _infer(fn: Function, op: Op) -> list[Type]:
             "tk.cast(x, tk.i32) first",
         )
     axes, orient = _reduced(op)
+    if op.kind == "argreduce" and not source.type.axes[op.attrs["axis"]].simple:
+        raise IRError(
+            f"{says(source, 'the operand')}: positions along a flattened axis have no meaning "
+            "where it is ragged",
+            "load the tile without flattening",
+        )
     dtype = i32 if op.kind == "argreduce" else source.type.dtype
     return [Type(dtype, axes, orient)]
 
@@ -95,8 +102,10 @@ def _infer_scan(fn: Function, op: Op) -> list[Type]:
 
 
 def _scan_needs(op: Op) -> list[Need]:
-    # Forward scans meet dead elements last and need nothing; reverse ones meet them first.
-    return _needs(op) if op.attrs["reverse"] else []
+    # Forward scans meet dead elements last and need nothing; reverse ones meet them first, and
+    # in a flattened axis they lie between live ones.
+    simple = op.operands[0].type.axes[op.attrs["axis"]].simple
+    return [] if simple and not op.attrs["reverse"] else _needs(op)
 
 
 def _emit_scan(e, op: Op) -> Text:
