@@ -91,10 +91,15 @@ class Kernel:
 
     def _allocate(self, call: Call) -> None:
         zeroed = None
+        for p in self.signature.tensors:
+            if p.spec.role == "inout" and p.name in call.tensors:  # type: ignore[union-attr]
+                self._no_overlap(p.name, call.tensors[p.name], call)
         for p in call.wanted:
             given = call.tensors.get(p.name)
             if given is not None:
                 self._no_overlap(p.name, given, call)
+                if p.name in (zeroed := self._zeroed(call) if zeroed is None else zeroed):
+                    given.zero_()
                 continue
             spec = p.spec
             assert isinstance(spec, TensorSpec)
@@ -114,6 +119,11 @@ class Kernel:
         return self._store.zeroed(self.key_of(call))
 
     def _no_overlap(self, name: str, out: torch.Tensor, call: Call) -> None:
+        if any(s == 0 and n > 1 for n, s in zip(out.shape, out.stride(), strict=True)):
+            raise CallError(
+                f"{self.name}: the elements of {name} share memory with each other (it is "
+                f"expanded)\n  fix: {name}.contiguous()"
+            )
         for other, t in call.tensors.items():
             if other != name and t.numel() and out.numel() and _overlap(out, t):
                 raise CallError(

@@ -59,8 +59,13 @@ def _needs(op: Op) -> list[Need]:
 
 
 def _operand(e, op: Op, strength: int) -> tuple[str, str]:
-    """Operand text and the cast back: 16-bit floats are reduced in fp32 and rounded once."""
+    """Operand text and the cast back: 16-bit floats are reduced in fp32 and rounded once.
+
+    Triton reduces integers of less than 32 bits in 32.
+    """
     source = op.operands[0]
+    if source.type.dtype.kind == "int" and source.type.dtype.bits < 32:
+        return e.ref(source, strength), f".to({e.dtype(source.type.dtype)})"
     if source.type.dtype.is_float and source.type.dtype.bits == 16:
         return f"{e.ref(source, ATOM)}.to(tl.float32)", f".to({e.dtype(source.type.dtype)})"
     return e.ref(source, strength), ""

@@ -1,11 +1,15 @@
 """Defects found by reading the compiler against small kernels, each with the program that shows it."""
 
+import sys
 import textwrap
+import types
+from dataclasses import replace
 
 import pytest
 import torch
 
 import tkpy as tk
+from tkpy.ahead import Setting, compile_lowered, key_of
 from tkpy.errors import TkError
 
 
@@ -251,3 +255,133 @@ def test_what_python_refuses_at_compile_time_is_said_with_its_line(tmp_path, lin
     with pytest.raises(tk.CompileError) as e:
         scope["k"](torch.randn(20, 16))
     assert str(e.value).startswith(f"{path}:{8 if 'for' in line else 7}: ")
+
+
+# -- what only a compiler for GPUs is strict about: one type a variable -----------------------------
+
+
+def compiles(kernel, dtype="f32", wide=False):
+    key = replace(key_of(kernel, Setting(dtype)), wide=wide)
+    compile_lowered(kernel, kernel.lower(key), "sm_80")
+
+
+@tk.kernel
+def long_sum(t: tk.Global["N", tk.i64], x: tk.Global["M"], o: tk.Out["M", tk.i64]):
+    i = tk.grid("M")
+    n = 0
+    for j in tk.range("N"):
+        n = n + tk.load(t, (j,))
+    if n > 7:
+        n = i
+    tk.store(o, n, (i,))
+
+
+@tk.kernel
+def small_integers(x: tk.Global["M N", tk.i8], o: tk.Out["M N", tk.i8], n: tk.i32):
+    i = tk.grid(tk.cdiv("M", 16))
+    total, acc = tk.zeros(16, dtype=tk.i8), tk.zeros(16, 16, dtype=tk.i8)
+    for j in tk.range(tk.cdiv("N", 16)):
+        a = tk.fill_dead(tk.load(x, (i, j), shape=(16, 16)), 0)
+        total = tk.row_max(a, total + tk.row_sum(a))
+        acc = acc + a * n + tk.where(a > 0, a, n) + tk.cumsum(a, axis=1)
+    tk.store(o, acc + total, (i, 0))
+
+
+@tk.kernel
+def picked(x: tk.Global["M N"], o: tk.Out["M M"], s: tk.f32):
+    i = tk.grid(tk.cdiv("M", 16))
+    a = tk.load(x, (i, 0), shape=(16, 16))
+    tk.store(o, tk.mm_ABt(a, tk.where(a > 0, a, s)), (i, i))
+
+
+def test_run_time_integers_and_scalars_keep_their_type():
+    assert long_sum(torch.tensor([2**33, 5]), torch.zeros(1)).tolist() == [0]
+    for wide in (False, True):
+        compiles(long_sum, wide=wide)
+        compiles(small_integers, wide=wide)
+    compiles(picked, "bf16")
+
+
+@tk.kernel
+def extreme_at(x: tk.Global["M N"], o: tk.Out["M", tk.i32]):
+    i = tk.grid(tk.cdiv("M", 16))
+    tk.store(o, tk.row_argmax(tk.load(x, (i, 0), shape=(16, "N"))), (i,))
+
+
+def test_the_position_of_an_extreme_is_that_of_a_live_element():
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([[-inf] * 5, [1, 2, 2, 1, 2], [nan] * 5, [-inf, nan, 3, 3, nan]])
+    assert extreme_at(x).tolist() == x.argmax(1).tolist()
+
+
+@tk.kernel
+def columns(x: tk.Global["M N"], o: tk.Out["N", tk.f32]):
+    i = tk.grid(tk.cdiv("M", 16))
+    tk.store_add(o, tk.col_sum(tk.load(x, (i, 0), shape=(16, "N"))), (0,))
+
+
+@tk.kernel
+def moved(x: tk.InOut["M"], y: tk.Global["M"], o: tk.Out["M"]):
+    i = tk.grid(1)
+    tk.store(x, tk.load(y, (i,), shape=16) + 1, (i,))
+    tk.store(o, tk.load(y, (i,), shape=16), (i,))
+
+
+def test_outputs_start_afresh_and_share_no_memory():
+    x = torch.randn(40, 5)
+    o = torch.full((5,), 7.0)
+    columns(x, o=o)
+    torch.testing.assert_close(o, x.sum(0))
+    with pytest.raises(tk.CallError, match="x shares memory with y"):
+        moved(x[0], x[0])
+    with pytest.raises(tk.CallError, match="share memory with each other"):
+        moved(torch.zeros(1).expand(5), x[0])
+
+
+def test_the_cache_sees_attributes_of_modules_and_what_helpers_close_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("TKPY_CACHE_DIR", str(tmp_path / "cache"))
+    source = textwrap.dedent("""\
+        import tkpy as tk
+        import review_config as cfg
+
+        def times(n):
+            @tk.function
+            def helper(x):
+                return x * n
+            return helper
+
+        scaled = times(cfg.OTHER)
+
+        @tk.kernel
+        def k(x: tk.Global["M"], o: tk.Out["M"]):
+            i = tk.grid(tk.cdiv("M", 16))
+            tk.store(o, scaled(tk.load(x, (i,), shape=16)) + cfg.SHIFT, (i,))
+        """)
+    path = tmp_path / "k.py"
+    path.write_text(source)
+    config = types.ModuleType("review_config")
+    monkeypatch.setitem(sys.modules, "review_config", config)
+    for config.OTHER, config.SHIFT in ((2, 0), (3, 0), (3, 1)):
+        scope: dict = {}
+        exec(compile(source, str(path), "exec"), scope)
+        assert scope["k"](torch.ones(1)).item() == config.OTHER + config.SHIFT
+    exec(compile(source, str(path), "exec"), scope)
+    assert scope["k"](torch.ones(1)).item() == 4
+    assert scope["k"]._store.compiled == 0
+
+
+@tk.kernel(where=["0 <= t"])
+def part_of(x: tk.Global["N"], t: tk.Global["1", tk.i32], o: tk.Out["K"]):
+    i = tk.grid(1)
+    a = tk.fill_dead(tk.load(x, (0,), shape=48), 5)
+    part = tk.subtile(a, 16, tk.at(tk.load(t, (i,))))
+    tk.store(o, tk.fill_dead(part, 7), (0,))
+
+
+def test_a_subtile_is_dead_beyond_its_tile():
+    x = torch.randn(48)
+    for start in (0, 5, 32, 40, 60):
+        o = torch.empty(16)
+        part_of(x, torch.tensor([start]).int(), o=o)
+        live = x[start : start + 16]
+        assert torch.equal(o, torch.cat([live, torch.full((16 - len(live),), 7.0)]))
