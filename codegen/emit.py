@@ -60,6 +60,12 @@ class Printer:
         self.names: dict[Value, str] = {}
         self.inline: dict[Value, Text] = {}
         self.helpers_used: set[str] = set()
+        # Run-time integers may be 64 bits wide: then those that are joined all are.
+        self.long = fn.wide or any(p.role == "scalar" and p.dtype.bits == 64 for p in fn.params)
+        self.long |= any(
+            op.kind == "load" and op.result.symbol and fn.param(op.attrs["param"]).dtype.bits == 64
+            for op in fn.body.walk()
+        )
         self.taken = {"tl", "triton", "torch", "min", "max", "range", "float", "tanh"}
         self.symbol_names: dict[Symbol, str] = {}
         self.last_line: tuple[str, int] | None = None
@@ -68,6 +74,8 @@ class Printer:
         root = self.scopes[0]
         for p in fn.params:
             self.taken |= {p.name, f"{p.name}_ptr"}
+            strides = {stride_name(p, d) for d in range(len(p.dims))}
+            self.taken |= strides | {aligned_name(s) for s in strides}
         for s in fn.dims:
             root.symbols.add(s)
             self.symbol_names[s] = self.fresh(s.name)
@@ -91,6 +99,13 @@ class Printer:
         """The text that denotes ``value``, in parentheses if it binds looser than ``strength``."""
         body, own = self.inline[value] if value in self.inline else (self.names[value], ATOM)
         return f"({body})" if own < strength else body
+
+    def joined(self, value: Value, want: Value) -> str:
+        """The text of ``value`` where loops and branches hand it on: always of one type."""
+        body = self.ref(value, LOWEST)
+        if want.symbol is not None and self.long:
+            return f"tl.full((), {body}, tl.int64)"
+        return body
 
     def strength(self, value: Value) -> int:
         return self.inline[value][1] if value in self.inline else ATOM
@@ -485,7 +500,11 @@ class Printer:
         if not holders and wanted not in self.taken:
             return self.fresh(wanted)
         mine = set(region.args) | {r for op in region.ops for r in op.results}
-        if holders and all(v in mine and self._last_use(v, region) <= position for v in holders):
+        # A run-time integer may be asked for by any mask that is yet to be written.
+        if holders and all(
+            v in mine and v.symbol is None and self._last_use(v, region) <= position
+            for v in holders
+        ):
             return wanted
         return self.fresh(wanted)
 
@@ -512,7 +531,7 @@ class Printer:
                 bool(name) and self.uses[init] == 1 and name not in carried and init in self.own[-1]
             )
             if not reusable:
-                source = self.ref(init, LOWEST)
+                source = self.joined(init, arg)
                 name = self.fresh(hint)
                 if init.op is not None and init.op.kind == "const":
                     # A bare Python number would change type on the first trip.
@@ -561,8 +580,8 @@ class Printer:
 
     def _rebind(self, carried: list[str], body: Region) -> None:
         pairs = [
-            (name, self.ref(value, LOWEST))
-            for name, value in zip(carried, body.terminator.operands, strict=True)
+            (name, self.joined(value, arg) if self.ref(value, LOWEST) != name else name)
+            for name, value, arg in zip(carried, body.terminator.operands, body.args, strict=True)
         ]
         pairs = [(a, b) for a, b in pairs if a != b]
         if pairs:
@@ -583,8 +602,10 @@ class Printer:
             out.append(f"if {word}:" if k == 0 else "else:")
             with self.scope((), self.scopes[-1].facts, names) as inner:
                 self.region(region)
-                for name, value in zip(names, region.terminator.operands, strict=True):
-                    text_ = self.ref(value, LOWEST)
+                for name, value, result in zip(
+                    names, region.terminator.operands, op.results, strict=True
+                ):
+                    text_ = self.joined(value, result)
                     if value.op is not None and value.op.kind == "const":
                         text_ = f"tl.full((), {text_}, {self.dtype(value.type.dtype)})"
                     self.line(f"{name} = {text_}")

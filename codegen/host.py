@@ -58,7 +58,7 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
             lines.append(f"{s.name} = {solve_text(s, size, f'{tensor}.shape[{axis}]')}")
     counts = [text(count) for _, count in reversed(fn.grid)] or ["1"]
     grid = "(" + ", ".join(counts) + ("," if len(counts) == 1 else "") + ")"
-    lines += [f"grid = {grid}", "if 0 in grid:", "    return"]
+    lines += [f"grid = {grid}", "if min(grid) <= 0:", "    return"]
     if len(counts) > 1:
         # CUDA and HIP allow 2^31 - 1 blocks along the first axis and 65535 along the others.
         lines += [

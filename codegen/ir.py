@@ -43,6 +43,13 @@ class DType:
     def is_float(self) -> bool:
         return self.kind == "float"
 
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest number of an integer type."""
+        if self.triton.startswith("u"):
+            return 0, 2**self.bits - 1
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+
 
 @dataclass(frozen=True)
 class Maybe:

@@ -97,6 +97,14 @@ def substitute_type(type_: Type, symbols: dict[Symbol, Expr]) -> Type:
     return type_.like(axes=tuple(substitute_axis(a, symbols) for a in type_.axes))
 
 
+def fresh_symbol(fn: Function, wanted: str) -> Symbol:
+    """A symbol that nothing in ``fn`` is called: the author may have used the name already."""
+    name = wanted
+    while sym(name) in fn.facts.ranges:
+        name += "_"
+    return sym(name)
+
+
 def clone(region: Region, fn: Function, suffix: str) -> Region:
     """A deep copy of ``region`` whose values are new; run-time integers get new symbols."""
     mapping: dict[Value, Value] = {}
@@ -105,10 +113,9 @@ def clone(region: Region, fn: Function, suffix: str) -> Region:
     def copy_value(v: Value, op: Op | None) -> Value:
         new = Value(substitute_type(v.type, symbols), v.hint, op)
         if v.symbol is not None:
-            new.symbol = sym(f"{v.symbol.name}_{suffix}")
+            new.symbol = fresh_symbol(fn, f"{v.symbol.name}_{suffix}")
             symbols[v.symbol] = new.symbol
-            if v.symbol in fn.facts.ranges:
-                fn.facts.ranges[new.symbol] = fn.facts.ranges[v.symbol]
+            fn.facts.ranges[new.symbol] = fn.facts.ranges.get(v.symbol, (None, None))
         mapping[v] = new
         return new
 

@@ -112,7 +112,7 @@ class Builder:
             return x
         if isinstance(x, bool):
             return self.op("const", attrs={"value": x, "dtype": bool_})
-        if isinstance(x, Boolean):
+        if is_condition(x):
             return self.op("cond", attrs={"expr": self.norm(x)})
         number = as_int(self.norm(x)) if is_index(x) else None
         if number is not None:
@@ -126,6 +126,22 @@ class Builder:
         if isinstance(x, float):
             return self.op("const", attrs={"value": x, "dtype": f32})
         raise IRError(f"{_what(x)} is not a tile, vector or number")
+
+    def element(self, x: object, dtype: DType, what: str, fix: str = "") -> float | int | bool:
+        """``x``, a number known at compile time, as an element of ``dtype``."""
+        n = as_int(self.norm(x)) if is_index(x) else x
+        if not isinstance(n, bool | int | float):
+            raise IRError(f"{what} must be a number, not {_what(x)}", fix)
+        try:
+            if dtype.is_float:
+                return float(n)
+            if dtype.kind == "bool":
+                return bool(n)
+            if int(n) == n and dtype.limits[0] <= n <= dtype.limits[1]:
+                return int(n)
+        except (OverflowError, ValueError):
+            pass
+        raise IRError(f"{what} is {n}, which is no {dtype}", fix)
 
     # -- index expressions ----------------------------------------------------------------
 
@@ -205,6 +221,17 @@ class Builder:
         s = sym(self.unique(wanted))
         self.fn.facts.ranges[s] = (low, high)
         return s
+
+
+def is_condition(x: object) -> bool:
+    """True for a run-time condition. To sympy a symbol is a Boolean too; here it is an integer."""
+    return isinstance(x, Boolean) and not isinstance(x, Expr)
+
+
+def known_dtype(dtype: object) -> DType:
+    if not isinstance(dtype, DType):
+        raise IRError(f"{dtype!r} is not an element type", "tk.f32, tk.bf16, tk.i32, ...")
+    return dtype
 
 
 def _what(x: object) -> str:

@@ -241,10 +241,12 @@ class Binder:
         wanted = (int, float) if spec.dtype.is_float else int
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise self._fail(f"{p.name} must be a number ({spec.dtype}), got {value!r}")
-        if not spec.dtype.is_float and not -(2 ** (spec.dtype.bits - 1)) <= value < 2 ** (
-            spec.dtype.bits - 1
-        ):
-            raise self._fail(f"{p.name} = {value} does not fit {spec.dtype}")
+        if not spec.dtype.is_float:
+            low, high = spec.dtype.limits
+            if not low <= value <= high:
+                raise self._fail(f"{p.name} = {value} does not fit {spec.dtype}")
+        elif spec.dtype.bits == 16:  # Triton passes every float in fp32
+            value = torch.tensor(value, dtype=getattr(torch, TORCH_NAMES[spec.dtype.name])).item()
         call.scalars[p.name] = float(value) if spec.dtype.is_float else value
         call.present.add(p.name)
 

@@ -10,7 +10,7 @@ import torch
 
 from codegen.module import load
 from tkpy.call import Binder, Call
-from tkpy.errors import CallError
+from tkpy.errors import CallError, NeedStatic, TkError
 from tkpy.execution import interprets
 from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
@@ -52,7 +52,7 @@ class Kernel:
         self.reference_fn: Callable | None = None
         self.reference_options: dict[str, object] = {}
         self.binder = Binder(self.signature)
-        self.variants: dict[tuple[VariantKey, bool], Variant] = {}
+        self.variants: dict[tuple[VariantKey, str, bool], Variant] = {}
         self._static: dict[tuple, frozenset[str]] = {}
         self._store = VariantStore(self)
 
@@ -74,9 +74,15 @@ class Kernel:
 
     def __call__(self, *args: object, **kwargs: object):
         call = self.binder.bind(args, kwargs)
-        key = self.key_of(call)
-        self._allocate(call)
-        variant = self.variant(key, interprets(call.device))
+        while True:
+            key = self.key_of(call)
+            try:
+                self._allocate(call)
+                variant = self.variant(key, interprets(call.device))
+                break
+            except NeedStatic as need:
+                # Other sizes took another way through the kernel, on which more are tile sides.
+                self._widen(key, need)
         tensors = [call.tensors[p.name] for p in self.signature.tensors if p.name in call.tensors]
         scalars = [call.scalars[p.name] for p in self.signature.scalars if p.name in call.scalars]
         variant.launch(*tensors, *scalars)
@@ -85,10 +91,15 @@ class Kernel:
 
     def _allocate(self, call: Call) -> None:
         zeroed = None
+        for p in self.signature.tensors:
+            if p.spec.role == "inout" and p.name in call.tensors:  # type: ignore[union-attr]
+                self._no_overlap(p.name, call.tensors[p.name], call)
         for p in call.wanted:
             given = call.tensors.get(p.name)
             if given is not None:
                 self._no_overlap(p.name, given, call)
+                if p.name in (zeroed := self._zeroed(call) if zeroed is None else zeroed):
+                    given.zero_()
                 continue
             spec = p.spec
             assert isinstance(spec, TensorSpec)
@@ -108,6 +119,11 @@ class Kernel:
         return self._store.zeroed(self.key_of(call))
 
     def _no_overlap(self, name: str, out: torch.Tensor, call: Call) -> None:
+        if any(s == 0 and n > 1 for n, s in zip(out.shape, out.stride(), strict=True)):
+            raise CallError(
+                f"{self.name}: the elements of {name} share memory with each other (it is "
+                f"expanded)\n  fix: {name}.contiguous()"
+            )
         for other, t in call.tensors.items():
             if other != name and t.numel() and out.numel() and _overlap(out, t):
                 raise CallError(
@@ -147,15 +163,21 @@ class Kernel:
 
     def settle(self, key: VariantKey, sizes: dict[str, int]) -> VariantKey:
         """``key`` with the sizes of those dimensions that are tile sides."""
-        group = (key.constants, key.dtypes, key.present)
+        group = (repr(key.constants), key.dtypes, key.present)
         if group not in self._static:
             self._static[group] = self._store.static_names(key, sizes)
         static = tuple(sorted((n, sizes[n]) for n in self._static[group]))
         return replace(key, static=static)
 
+    def _widen(self, key: VariantKey, need: NeedStatic) -> None:
+        group = (repr(key.constants), key.dtypes, key.present)
+        if need.names <= self._static[group]:
+            raise TkError(f"{self.name}: dimensions {sorted(need.names)} do not settle") from None
+        self._static[group] |= need.names
+
     def variant(self, key: VariantKey, interpret: bool) -> Variant:
         """The compiled variant of ``key``, from memory, from disk, or made now."""
-        slot = (key, interpret)
+        slot = (key, repr(key.constants), interpret)  # 0.0 == -0.0, and they differ
         if slot not in self.variants:
             source = self._store.source(key)
             module = load(source, self.name, interpret=interpret)

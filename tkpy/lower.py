@@ -12,6 +12,7 @@ from codegen.expr import Expr, FloorDiv, Symbol, parse, sym
 from codegen.host import module_source
 from codegen.ir import DTYPES, DType, Function, Param, Region
 from codegen.ops.base import IRError
+from codegen.ops.mask import COL, ROW
 from codegen.passes import optimise
 from tkpy.builder import _CURRENT, Builder, TensorRef
 from tkpy.errors import CompileError, NeedStatic, TkError
@@ -119,6 +120,7 @@ def _walk(fn: Callable, signature: Signature, key: VariantKey) -> tuple[Function
         ir.params.append(param)
     # Every name that the generated text may use is taken from the start.
     symbols |= {p.name for p in signature.parameters} | {d.name for d in signature.dims}
+    symbols |= {ROW.name, COL.name}
     builder = Builder(ir, static, _value_facts(signature, subs), [Region()], symbols=symbols)
     ir.body = builder.regions[0]
     source = Source.of(fn)
@@ -183,7 +185,10 @@ def _one_fact(part: Expr, fn: Function) -> None:
 
     if isinstance(part, sympy.Eq) and isinstance(part.lhs, FloorMod) and part.rhs == 0:
         whole, divisor = part.lhs.args
-        if isinstance(whole, Symbol):
+        # The sizes in a product are at least one if the product is; in a sum they need not be.
+        if isinstance(whole, Symbol) and all(
+            f.is_Integer or isinstance(f, Symbol) for f in sympy.Mul.make_args(divisor)
+        ):
             quotient = sym(f"_{whole.name}_by_{divisor}")
             fn.facts.ranges[quotient] = (sympy.Integer(0), None)
             fn.facts.equal[whole] = quotient * divisor

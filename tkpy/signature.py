@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 import re
 import types
 import typing
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from codegen.expr import Expr, Symbol, parse
-from codegen.ir import DTYPES, DType, Maybe, bf16, f16, f32
+from codegen.helpers import SOURCES
+from codegen.ir import DTYPES, DType, Maybe, bf16, bool_, f16, f32
 from tkpy.errors import TkError
 
 FLOATS = (f32, bf16, f16)
@@ -85,7 +87,10 @@ class _TensorAnnotation:
         other, when, dims = choice.groups() if choice else ("", "", dims)
         if when and self.role == "out":
             raise TkError(f'an output has one shape, not "{other} if {when} else {dims}"')
-        one, two = (tuple(parse(d) for d in part.split()) for part in (dims, other))
+        try:
+            one, two = (tuple(parse(d) for d in part.split()) for part in (dims, other))
+        except ValueError as e:
+            raise TkError(f'dimensions "{dims}": {e}') from None
         if when and (len(one) != len(two) or _symbols(one) != _symbols(two)):
             raise TkError(f'"{other}" and "{dims}" must have the same dimensions, in another order')
         return TensorSpec(self.role, one, dtype, when=when, other=two)
@@ -146,7 +151,11 @@ class Condition:
             tree = ast.parse(source.strip(), mode="eval").body
         except SyntaxError as e:
             raise TkError(f"precondition {source!r}: {e.msg}") from None
-        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - {"sorted", "distinct", "cdiv"}
+        names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - {
+            "sorted",
+            "distinct",
+            "cdiv",
+        }
         return Condition(source.strip(), tree, frozenset(names))
 
 
@@ -226,6 +235,7 @@ def read_signature(fn: Callable, conditions: tuple[str, ...] = ()) -> Signature:
             )
         )
     signature = Signature(fn.__name__, parameters, [Condition.of(c) for c in conditions])
+    _check_names(where, signature)
     known = {s.name for s in signature.dims} | {p.name for p in parameters}
     constants = {p.name for p in signature.constants}
     for p in signature.tensors:
@@ -239,9 +249,39 @@ def read_signature(fn: Callable, conditions: tuple[str, ...] = ()) -> Signature:
     return signature
 
 
+#: What generated text calls its own things, and keywords of a Triton launch.
+_OURS = {"tl", "triton", "torch", "min", "max", "range", "float", "grid", "_r", "_c", *SOURCES}
+_OURS |= {"_times", "num_warps", "num_stages", "num_ctas", "warmup", "maxnreg", "stream"}
+
+
+def _check_names(where: str, signature: Signature) -> None:
+    """Run-time parameters and dimensions keep their names in the generated text."""
+    dims = {s.name for s in signature.dims}
+    for p in signature.parameters:
+        if p.name in dims:
+            raise TkError(
+                f"{where}: {p.name} is both a parameter and a dimension\n  fix: rename one; "
+                f"a tensor tells its sizes, so that tk.dim({p.name!r}) needs no parameter"
+            )
+    written = {p.name for p in signature.parameters if not isinstance(p.spec, ConstSpec)} | dims
+    pointers = {f"{p.name}_ptr" for p in signature.tensors}
+    for name in sorted(written):
+        ours = name in _OURS or name in pointers or name.startswith(("stride_", "stride16_"))
+        if ours or name == f"{signature.name}_kernel" or keyword.iskeyword(name):
+            raise TkError(
+                f"{where}: generated code has a meaning of its own for the name {name}\n"
+                "  fix: choose another name for the parameter or dimension"
+            )
+
+
 def _spec(where: str, name: str, annotation: object) -> Spec:
     if isinstance(annotation, TensorSpec):
         return annotation
+    if bool_ in (annotation, getattr(annotation, "dtype", None)):
+        raise TkError(
+            f"{where}: parameter {name} is a run-time bool\n"
+            f"  fix: {name}: bool is a compile-time one, {name}: tk.i32 a run-time number"
+        )
     if isinstance(annotation, DType):
         return ScalarSpec(annotation)
     if isinstance(annotation, Maybe):

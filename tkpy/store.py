@@ -13,6 +13,7 @@ import inspect
 import json
 import sys
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING
 
 from codegen.module import cache_dir, write_atomic
@@ -44,7 +45,7 @@ class VariantStore:
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
-        self._entries: dict[VariantKey, dict] = {}
+        self._entries: dict[tuple[VariantKey, str], dict] = {}
         self.compiled = 0  # how many variants this process lowered itself
 
     # -- what kernels ask ------------------------------------------------------------------
@@ -69,7 +70,8 @@ class VariantStore:
     # -- entries ---------------------------------------------------------------------------
 
     def _entry(self, key: VariantKey) -> dict:
-        if key not in self._entries:
+        slot = (key, repr(key.constants))  # 0.0 == -0.0, and they differ
+        if slot not in self._entries:
             path = self._path("variant", key)
             entry = self._read(path)
             if entry is None:
@@ -81,8 +83,8 @@ class VariantStore:
                     "reads": self._reads_of(lowered),
                 }
                 self._write(path, entry)
-            self._entries[key] = entry
-        return self._entries[key]
+            self._entries[slot] = entry
+        return self._entries[slot]
 
     def _path(self, what: str, key: VariantKey) -> Path | None:
         try:
@@ -110,8 +112,13 @@ class VariantStore:
             ),
             repr(self.kernel.fn.__code__.co_firstlineno),
         ]
-        if self.kernel.fn.__closure__:
-            parts += [repr(c.cell_contents) for c in self.kernel.fn.__closure__]
+        parts += [f"{p.name}: {p.spec!r}" for p in self.kernel.signature.parameters]
+        names = _names(self.kernel.fn.__code__)
+        for name, value in sorted(inspect.getclosurevars(self.kernel.fn).nonlocals.items()):
+            described = _describe(value, 0, names)
+            if described is None:
+                return None
+            parts.append(f"{name} = {described}")
         digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         return cache_dir() / "variants" / f"{self.kernel.name}-{digest}.json"
 
@@ -146,15 +153,25 @@ class VariantStore:
 
     def _helper_names(self) -> list[str]:
         """Globals that the kernel's code names, so that helpers count even before a walk."""
-        return [n for n in self.kernel.fn.__code__.co_names if n in self.kernel.fn.__globals__]
+        return [n for n in _names(self.kernel.fn.__code__) if n in self.kernel.fn.__globals__]
 
     def _describe(self, name: str) -> str | None:
         value = self.kernel.fn.__globals__.get(name)
-        return _describe(value, 0)
+        return _describe(value, 0, _names(self.kernel.fn.__code__))
 
 
-def _describe(value: object, depth: int) -> str | None:
-    """A text that changes when what ``value`` means to a kernel changes, or None."""
+def _names(code: CodeType) -> list[str]:
+    """All names and attributes that a function's code mentions, lambdas within it included."""
+    inner = [n for c in code.co_consts if isinstance(c, CodeType) for n in _names(c)]
+    return sorted({*code.co_names, *inner})
+
+
+def _describe(value: object, depth: int, names: list[str]) -> str | None:
+    """A text that changes when what ``value`` means to a kernel changes, or None.
+
+    ``names`` are those that the code which reads ``value`` mentions: attributes of a module or a
+    class count if they are among them.
+    """
     from codegen.ir import DType
     from tkpy.frontend import Inlined
     from tkpy.vocabulary.verb import Verb
@@ -162,23 +179,26 @@ def _describe(value: object, depth: int) -> str | None:
     if isinstance(value, _PLAIN):
         return f"{type(value).__name__}:{value!r}"
     if isinstance(value, tuple) and depth < 4:
-        parts = [_describe(v, depth + 1) for v in value]
+        parts = [_describe(v, depth + 1, names) for v in value]
         return None if None in parts else f"tuple:{parts}"
     if isinstance(value, DType):
         return f"dtype:{value}"
     if isinstance(value, Verb):
         return f"verb:{value.__name__}"
-    if inspect.ismodule(value):
-        return f"module:{value.__name__}"
-    if isinstance(value, type):
-        return f"type:{value.__qualname__}"
+    if inspect.ismodule(value) or isinstance(value, type):
+        mine = {n: getattr(value, n) for n in names if hasattr(value, n)} if depth < 4 else {}
+        described = {n: _describe(v, depth + 1, names) for n, v in mine.items()}
+        return None if None in described.values() else f"scope:{value.__name__}:{described}"
     if isinstance(value, Inlined) and depth < 8:
         try:
             text = "".join(inspect.getsourcelines(value.fn)[0])
         except OSError:
             return None
-        names = [n for n in value.fn.__code__.co_names if n in value.fn.__globals__]
-        inner = [_describe(value.fn.__globals__[n], depth + 1) for n in names]
+        names = _names(value.fn.__code__)
+        scope = dict(inspect.getclosurevars(value.fn).nonlocals)
+        scope |= {n: v for n, v in value.fn.__globals__.items() if n in names}
+        inner = [_describe(v, depth + 1, names) for _, v in sorted(scope.items())]
+        inner += [_describe(v, depth + 1, names) for v in value.fn.__defaults__ or ()]
         return None if None in inner else f"function:{text}:{inner}"
     if callable(value) and not isinstance(value, type):
         return f"callable:{getattr(value, '__qualname__', '?')}"

@@ -44,7 +44,10 @@ def _emit_iota(e, op: Op) -> Text:
     start = op.attrs["start"]
     block = op.attrs["axes"][0].block
     text = f"tl.arange(0, {block})"
-    return (text, ATOM) if start == 0 else (f"{e.index(start, ADD)} + {text}", ADD)
+    if start == 0:
+        return text, ATOM
+    text = f"{e.index(start, ADD)} + {text}"
+    return (f"({text}).to(tl.int32)", ATOM) if e.long else (text, ADD)
 
 
 def _index_type(fn: Function, op: Op) -> list[Type]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from codegen.ir import Axis, DType, Function, Op, Type, Value, bool_
-from codegen.ops.base import ADD, AND, ATOM, CMP, MUL, OR, UNARY, IRError, OpDef, Text, says
+from codegen.ops.base import ADD, AND, ATOM, CMP, LOWEST, MUL, OR, UNARY, IRError, OpDef, Text, says
 
 
 def broadcast_types(operands: list[Value]) -> tuple[tuple[Axis, ...], str | None]:
@@ -131,8 +131,18 @@ def operand_text(e, op: Op, value: Value, strength: int, widen: bool) -> str:
     suffix = ""
     if rank == 2 and value.type.rank == 1:
         suffix = "[:, None]" if value.type.orient == "col" else "[None, :]"
-    if widen and value.type.dtype.is_float and value.type.dtype.bits == 16:
+    own = value.type.dtype
+    if widen and own.is_float and own.bits == 16:
         suffix += ".to(tl.float32)"
+    elif rank and not value.type.rank and value.op is not None and value.op.kind != "const":
+        # To Triton a run-time scalar is a tensor like any other and would widen the tile.
+        tile = op.operands[-2 if op.kind == "where" and value is op.operands[-1] else -1]
+        tile = next((v for v in op.operands[op.kind == "where" :] if v.type.rank), tile)
+        want, condition = tile.type.dtype, op.kind == "where" and value is op.operands[0]
+        long = own.kind == "int" and (own.bits == 64 or e.long)
+        narrow = own.kind == want.kind and (want.bits < own.bits or (long and want.bits < 64))
+        if narrow and not condition and want.kind != "bool" and not (widen and want.is_float):
+            suffix += f".to({e.dtype(want)})"
     return e.ref(value, ATOM) + suffix if suffix else e.ref(value, strength)
 
 
@@ -237,6 +247,9 @@ def _infer_cast(fn: Function, op: Op) -> list[Type]:
 
 
 def _emit_cast(e, op: Op) -> Text:
+    if op.operands[0].op is not None and op.operands[0].op.kind == "const":
+        value = e.ref(op.operands[0], LOWEST)  # a number of Python's, which has no .to
+        return f"tl.full((), {value}, {e.dtype(op.attrs['dtype'])})", ATOM
     return f"{e.ref(op.operands[0], ATOM)}.to({e.dtype(op.attrs['dtype'])})", ATOM
 
 

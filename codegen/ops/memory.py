@@ -83,7 +83,9 @@ def _emit_store(e, op: Op) -> None:
     value, param = op.operands[0], e.fn.param(op.attrs["param"])
     pointer, mask = e.access(op, op.attrs["tile"], value.type)
     text = e.ref(value, 0)
-    if value.type.dtype != param.dtype:
+    if value.op is not None and value.op.kind == "const":
+        text = f"tl.full((), {text}, {e.dtype(param.dtype)})"
+    elif value.type.dtype != param.dtype:
         # Triton casts on store too; the interpreter is exact only where the cast is spelt out.
         text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})"
     word = "tl.atomic_add" if op.kind == "store_add" else "tl.store"

@@ -23,7 +23,8 @@ def _neutral_value(op: Op, name: str) -> float:
     dtype = op.operands[0].type.dtype
     if dtype.is_float or np.isfinite(value):
         return value
-    return float(-(2 ** (dtype.bits - 1)) if value < 0 else 2 ** (dtype.bits - 1) - 1)
+    # An int, for no float is the largest i64.
+    return dtype.limits[0 if value < 0 else 1]
 
 
 def _reduced(op: Op) -> tuple[tuple[Axis, ...], str | None]:
@@ -43,6 +44,12 @@ def _infer(fn: Function, op: Op) -> list[Type]:
             "tk.cast(x, tk.i32) first",
         )
     axes, orient = _reduced(op)
+    if op.kind == "argreduce" and not source.type.axes[op.attrs["axis"]].simple:
+        raise IRError(
+            f"{says(source, 'the operand')}: positions along a flattened axis have no meaning "
+            "where it is ragged",
+            "load the tile without flattening",
+        )
     dtype = i32 if op.kind == "argreduce" else source.type.dtype
     return [Type(dtype, axes, orient)]
 
@@ -52,8 +59,13 @@ def _needs(op: Op) -> list[Need]:
 
 
 def _operand(e, op: Op, strength: int) -> tuple[str, str]:
-    """Operand text and the cast back: 16-bit floats are reduced in fp32 and rounded once."""
+    """Operand text and the cast back: 16-bit floats are reduced in fp32 and rounded once.
+
+    Triton reduces integers of less than 32 bits in 32.
+    """
     source = op.operands[0]
+    if source.type.dtype.kind == "int" and source.type.dtype.bits < 32:
+        return e.ref(source, strength), f".to({e.dtype(source.type.dtype)})"
     if source.type.dtype.is_float and source.type.dtype.bits == 16:
         return f"{e.ref(source, ATOM)}.to(tl.float32)", f".to({e.dtype(source.type.dtype)})"
     return e.ref(source, strength), ""
@@ -95,8 +107,10 @@ def _infer_scan(fn: Function, op: Op) -> list[Type]:
 
 
 def _scan_needs(op: Op) -> list[Need]:
-    # Forward scans meet dead elements last and need nothing; reverse ones meet them first.
-    return _needs(op) if op.attrs["reverse"] else []
+    # Forward scans meet dead elements last and need nothing; reverse ones meet them first, and
+    # in a flattened axis they lie between live ones.
+    simple = op.operands[0].type.axes[op.attrs["axis"]].simple
+    return [] if simple and not op.attrs["reverse"] else _needs(op)
 
 
 def _emit_scan(e, op: Op) -> Text:

@@ -41,7 +41,16 @@ def _infer_subtile(fn: Function, op: Op) -> list[Type]:
             f"{says(source, 'the operand')}: elements {first} to {first + side} of axis {axis} "
             f"lie outside its {old.side}"
         )
-    new = factor(side, [b - start for b in old.factors[0].bounds])
+    bounds = [b - start for b in old.factors[0].bounds]
+    if first is None:
+        if not fn.facts.nonnegative(start):
+            raise IRError(
+                f"{says(source, 'the operand')}: a subtile from {start} on may begin before it",
+                "start it at max(0, ...), or state a precondition",
+            )
+        if not fn.facts.less_equal(start + side, old.side):
+            bounds.append(old.side - start)  # what lies beyond the tile is dead
+    new = factor(side, bounds)
     axes = [*source.type.axes]
     axes[axis] = Axis((new,))
     return [source.type.like(axes=tuple(axes))]

@@ -18,7 +18,7 @@ from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol
 from codegen.ir import Function, Op, Region, Value, loop_parts
 from codegen.ops.mask import COL, ROW
 from codegen.passes.bounds import margin_of
-from codegen.rewrite import clone
+from codegen.rewrite import clone, fresh_symbol
 
 
 def split_ragged(fn: Function) -> None:
@@ -63,7 +63,7 @@ def _split(fn: Function, op: Op, facts: Facts, whole: Region) -> list[Op]:
     op.results = [Value(v.type, v.hint, op, None) for v in rest.results]
     for new, old in zip(op.results, rest.results, strict=True):
         if old.symbol is not None:
-            new.symbol = sympy.Symbol(f"{old.symbol.name}_whole", integer=True)
+            new.symbol = fresh_symbol(fn, f"{old.symbol.name}_whole")
             fn.facts.ranges[new.symbol] = fn.facts.ranges.get(old.symbol, (None, None))
     rest.operands = list(op.results)
     return [op, rest]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from typer.testing import CliRunner
 
+import tkpy
 from tkpy import TkError
 from tkpy.cli import app, find
 from zoo import demo as run_demo
@@ -222,6 +224,13 @@ def test_texts_that_cannot_be_read(tmp_path):
     assert "is empty" in invoke(tmp_path / "empty.txt", status=2).stderr
     assert "cannot be read" in invoke(tmp_path / "absent.txt", status=2).stderr
     assert "cannot be read: Is a directory" in invoke(tmp_path, status=2).stderr
+
+
+def test_the_readme_comes_with_the_distribution(tmp_path, monkeypatch):
+    command = sys.modules["tkpy.cli.demo"]
+    assert command.read_text(None) == (Path(tkpy.__file__).parents[1] / "README.md").read_bytes()
+    monkeypatch.setattr(command.tkpy, "__file__", str(tmp_path / "tkpy" / "__init__.py"))
+    assert command.read_text(None).startswith(b"# tkpy")
 
 
 def test_without_a_zoo(monkeypatch):

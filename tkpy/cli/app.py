@@ -42,7 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -62,6 +62,6 @@ def main(
 ) -> None:
     """Kernels written in tiles: look at what they become, check them, read what was obtained.
 
-    KERNEL is the name of a registered kernel (see [bold]tkpy list[/]) or one in a file of your own:
-    [bold]path/to/file.py:kernel[/].
+    KERNEL is the name of a registered kernel (see **tkpy list**) or one in a file of your own:
+    **path/to/file.py:kernel**.
     """

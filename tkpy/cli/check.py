@@ -47,7 +47,7 @@ def check(
     kernel: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KERNEL]", help="A name, or path/to/file.py:kernel; all kernels if absent."
+            metavar="KERNEL", help="A name, or path/to/file.py:kernel; all kernels if absent."
         ),
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Inputs to draw for each kernel.")] = 50,

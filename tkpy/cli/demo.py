@@ -47,7 +47,7 @@ PARTS = {
 def demo(
     text_file: Annotated[
         Path | None,
-        typer.Argument(metavar="[TEXT-FILE]", help="What the model reads; the README if absent."),
+        typer.Argument(metavar="TEXT-FILE", help="What the model reads; the README if absent."),
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=1.0, help="Time for the model to read, in seconds.")

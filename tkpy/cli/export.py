@@ -24,7 +24,9 @@ def export(
     dtype: DtypeName = Dtype.bf16,
     dim: Dims = None,
     constant: Constants = None,
-    force: Annotated[bool, typer.Option(help="Replace FILE, whatever it holds.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE, whatever it holds.")
+    ] = False,
 ) -> None:
     """Write a kernel as a Python file that needs only triton and torch.
 

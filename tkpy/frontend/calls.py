@@ -7,10 +7,10 @@ import builtins
 import inspect
 from collections.abc import Callable
 
-from codegen.expr import Boolean, Expr, Max, Min, as_int
+from codegen.expr import Expr, Max, Min, as_int
 from codegen.ir import DType, Value
 from codegen.ops.base import IRError
-from tkpy.builder import TensorRef, what
+from tkpy.builder import TensorRef, is_condition, what
 from tkpy.frontend.core import Core
 from tkpy.frontend.expressions import Local
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
@@ -77,6 +77,8 @@ class Calls(Core):
             raise self.error(node, str(e)) from None
 
     def _call_verb(self, node, function: Verb, args, kwargs) -> object:
+        args = [self._callable(node, a) for a in args]
+        kwargs = {k: self._callable(node, a) for k, a in kwargs.items()}
         try:
             inspect.signature(function.lower).bind(*args, **kwargs)
         except TypeError as e:
@@ -93,9 +95,15 @@ class Calls(Core):
             ) from None
         return self.guard(node, function.__name__, lambda: function.lower(*args, **kwargs))
 
+    def _callable(self, node, x: object) -> object:
+        """An inlined function that is handed to a verb, as something the verb can call."""
+        if isinstance(x, Inlined):
+            return Local(lambda *values: self._inline(node, x, values, {}))
+        return x
+
     def _inline(self, node, function: Inlined, args, kwargs) -> object:
         name = function.__name__
-        if name in self.stack or len(self.stack) > _MAX_INLINE:
+        if function in self.stack or len(self.stack) > _MAX_INLINE:
             raise self.error(node, f"{name} calls itself; kernels have no recursion", "use a loop")
         try:
             bound = inspect.signature(function.fn).bind(*args, **kwargs)
@@ -105,7 +113,7 @@ class Calls(Core):
         source = Source.of(function.fn)
         caller = self.f
         self.inlined.append(function)
-        self.stack.append(name)
+        self.stack.append(function)
         self.f = Frame(source, dict(bound.arguments), outer_names(function.fn), caller.depth + 1)
         targets, self.b.targets = self.b.targets, []
         try:
@@ -159,7 +167,7 @@ def _abs(walker, args, kwargs):
 def _number(kind: type) -> Callable:
     def handler(walker, args, kwargs):
         x = args[0] if args else 0
-        if isinstance(x, Value | Boolean):
+        if isinstance(x, Value) or is_condition(x):
             raise IRError(f"{kind.__name__}() of {what(x)}", "tk.cast(x, dtype)")
         if isinstance(x, Expr):
             n = as_int(walker.b.norm(x))

@@ -28,7 +28,7 @@ class Core:
         self.b = builder
         self.globals_read: dict[tuple[str, str], object] = {}
         self.inlined: list[Inlined] = []
-        self.stack: list[str] = []
+        self.stack: list[Inlined] = []
 
     def error(self, node: ast.AST, message: str, fix: str = "", verb: str = "") -> CompileError:
         text = message + (f"\n  fix: {fix}" if fix else "")

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import sympy
 
-from codegen.expr import And, Boolean, Expr, Not, Or, as_int, is_index
+from codegen.expr import And, Expr, Not, Or, as_int, is_index
 from codegen.ir import DType, Value, f32
 from codegen.ops.base import IRError
-from tkpy.builder import TensorRef, what
+from tkpy.builder import TensorRef, is_condition, what
 from tkpy.errors import NeedStatic
 from tkpy.frontend.core import Core
 from tkpy.frontend.source import Undefined
@@ -89,9 +89,17 @@ class Expressions(Core):
 
     def on_Lambda(self, node: ast.Lambda) -> Callable:
         frame = self.f
-        names = [a.arg for a in node.args.args]
+        spec = node.args
+        if spec.vararg or spec.kwarg or spec.kwonlyargs:
+            raise self.error(node, "a lambda in a kernel takes plain parameters")
+        names = [a.arg for a in (*spec.posonlyargs, *spec.args)]
+        defaults = [self.eval(d) for d in spec.defaults]
 
         def call(*values):
+            missing = len(names) - len(values)
+            if not 0 <= missing <= len(defaults):
+                raise IRError(f"`{words(node)}` takes {len(names)} values, got {len(values)}")
+            values = (*values, *defaults[len(defaults) - missing :])
             outer, self.f = self.f, frame
             saved = dict(frame.env)
             frame.env.update(zip(names, values, strict=True))
@@ -289,7 +297,7 @@ class Expressions(Core):
                 and x.type.shape == y.type.shape
                 and y.op in self.b.regions[-1].ops
             ):
-                self.b.regions[-1].ops.remove(y.op)
+                # The bare product stays for whoever else holds it; else it is dead code.
                 return self.b.op("mma", [*y.op.operands, x], y.op.attrs)
         return self.b.map(kind, a, b)
 
@@ -299,7 +307,7 @@ class Expressions(Core):
             known = self.truth(node.operand, x)
             if known is not None:
                 return not known
-            if isinstance(x, Boolean):
+            if is_condition(x):
                 return Not(x)
             return self.guard(node, "not", lambda: self.b.map("invert", x))
         if isinstance(x, Value):
@@ -329,6 +337,17 @@ class Expressions(Core):
         kind, plain, relation = COMPARISONS[type(op)]
         if isinstance(a, Value) or isinstance(b, Value):
             return self.guard(node, kind, lambda: self.b.map(kind, a, b))
+        if is_condition(a) or is_condition(b):
+            # sympy would compare how the two conditions are written, not what they say.
+            if not all(is_condition(x) or isinstance(x, bool) for x in (a, b)):
+                raise self.error(node, f"{what(a)} and {what(b)} do not compare")
+            if kind not in ("eq", "ne"):
+                raise self.error(node, "conditions have no order", "use ==, !=, and, or")
+            one = And(a, b) if kind == "eq" else And(a, Not(b))
+            two = And(Not(a), Not(b)) if kind == "eq" else And(Not(a), b)
+            return Or(one, two)
+        if float in (type(a), type(b)) and (isinstance(a, Expr) or isinstance(b, Expr)):
+            return self.guard(node, kind, lambda: self.b.map(kind, self._float(a), self._float(b)))
         if is_index(a) and is_index(b):
             a, b = self.b.norm(a), self.b.norm(b)
             facts = self.b.fn.facts
@@ -364,7 +383,7 @@ class Expressions(Core):
                 raise self.error(node, "`and` and `or` on tiles", "use & and | on bool tiles")
             out = (
                 value
-                if out is None or out is True or out is False or not isinstance(out, Boolean)
+                if out is None or out is True or out is False or not is_condition(out)
                 else (And if is_and else Or)(out, value)
             )
         return out
@@ -395,7 +414,7 @@ class Expressions(Core):
             return None
         if isinstance(x, TensorRef):
             return True  # `if bias:` asks whether it was given
-        if isinstance(x, Boolean) and x not in (sympy.true, sympy.false):
+        if is_condition(x) and x not in (sympy.true, sympy.false):
             return None
         if isinstance(x, Expr):
             n = as_int(self.b.norm(x))

@@ -22,6 +22,8 @@ from tkpy.frontend.syntax import (
 )
 
 _MAX_UNROLL = 256
+#: What evaluating the author's expressions at compile time may raise: said with its line.
+PYTHON_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 
 class Statements(Core):
@@ -36,7 +38,10 @@ class Statements(Core):
                     f"`{words(node)}` is not part of the language",
                     INSTEAD.get(type(node).__name__, "tiles, for, if and @tk.function calls are"),
                 )
-            method(node)
+            try:
+                method(node)
+            except PYTHON_ERRORS as e:
+                raise self.error(node, f"{type(e).__name__}: {e}") from e
 
     def do_Expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):  # a docstring
@@ -323,6 +328,10 @@ class Statements(Core):
                     f"{self.f.source.loc(node).line}, which may run zero times"
                 )
         self.f.env = {**before, **{n: v for n, v in after.items() if n not in before}}
+        self.f.env[node.target.id] = Undefined(
+            f"{node.target.id} is the index of the loop in line {self.f.source.loc(node).line}, "
+            "which may run zero times"
+        )
         for name, result in zip(carried, op.results, strict=True):
             result.hint = name
             self.f.env[name] = self._from_value(name, result)

@@ -50,14 +50,14 @@ class Runner:
         before = {n: storage_bytes(t) for n, t in inputs.items() if t is not None}
         given = self._outputs(example)
         first = self._guarded(example, inputs, given)
-        self._values(example, inputs, first)
-        self._again(example, first)
         for p in self.plan.signature.inputs:
             t = inputs[p.name]
             if p.spec.role != "in" or t is None:
                 continue
             if not torch.equal(storage_bytes(t), before[p.name]):
                 raise self._fail(example, f"the kernel changed its input {p.name}")
+        self._values(example, inputs, first)
+        self._again(example, first)
         if example.setting.poison:
             self._poisoned(example, first)
 

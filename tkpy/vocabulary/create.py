@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from codegen.expr import Expr, as_int
 from codegen.ir import Axis, DType, Value, f32, i32
 from codegen.ops.base import IRError
-from tkpy.builder import current
+from tkpy.builder import current, known_dtype
 from tkpy.vocabulary.verb import verb
 
 __all__ = ["full", "iota", "neg_infty", "one", "ones", "pos_infty", "zero", "zeros"]
@@ -22,9 +23,12 @@ def _axes(shape: tuple) -> tuple[Axis, ...]:
 
 def _filled(shape: tuple, value: object, dtype: DType) -> Value:
     axes, b = _axes(shape), current()
+    known_dtype(dtype)
+    if isinstance(value, Expr) and as_int(b.norm(value)) is None:
+        value = b.value(value)
     if isinstance(value, Value):
         return b.op("splat", [value], {"dtype": dtype, "axes": axes})
-    number = float(value) if dtype.is_float else value  # type: ignore[arg-type]
+    number = b.element(value, dtype, "the value of every element")
     return b.op("full", attrs={"value": number, "dtype": dtype, "axes": axes})
 
 

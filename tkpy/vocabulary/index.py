@@ -49,7 +49,10 @@ def grid(*counts):
 def cdiv(a, b):
     """ceil(a / b): how many tiles of ``b`` cover ``a``; names of dimensions are allowed."""
     c = current()
-    return _cdiv(c.index(a), c.index(b))
+    divisor = c.index(b)
+    if (as_int(divisor) or 1) <= 0 or as_int(divisor) == 0:
+        raise IRError(f"tk.cdiv by {divisor}: the divisor must be positive")
+    return _cdiv(c.index(a), divisor)
 
 
 @verb

@@ -6,7 +6,7 @@ import sympy
 
 from codegen.ir import DType, Value, i32
 from codegen.ops.base import IRError, says
-from tkpy.builder import current
+from tkpy.builder import current, known_dtype
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
@@ -99,6 +99,7 @@ def gelu(x):
 @verb
 def cast(x, dtype: DType):
     """``x`` with elements of ``dtype``; floats round to nearest even."""
+    known_dtype(dtype)
     if not isinstance(x, Value):
         x = current().value(x, dtype)
     return current().op("cast", [x], {"dtype": dtype})

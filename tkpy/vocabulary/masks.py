@@ -6,8 +6,10 @@ import math
 
 import sympy
 
+from codegen.ir import Value
+from codegen.ops.base import IRError
 from codegen.ops.mask import COL, ROW
-from tkpy.builder import current
+from tkpy.builder import current, what
 from tkpy.vocabulary.verb import verb
 
 __all__ = [
@@ -18,7 +20,10 @@ __all__ = [
 
 def _keep(x, pred, value):
     b = current()
-    return b.op("keep", [x], {"pred": b.norm(pred), "value": float(value)})
+    if not isinstance(x, Value):
+        raise IRError(f"{what(x)} is not a tile")
+    number = b.element(value, x.type.dtype, "fill", f"say which {x.type.dtype}: fill=0")
+    return b.op("keep", [x], {"pred": b.norm(pred), "value": number})
 
 
 def _at(row, col):

@@ -102,11 +102,28 @@ def load(t, coord, shape=(), *, axis: int | None = None, until=None, dtype: DTyp
     op = b.emit("load", attrs=_place(t, coord, shape, axis, until))
     value = op.result
     if not shape and t.dtype in (i32, i64):
-        low, high = b.conditions.get(t.name, (None, None))
+        low, high = _value_range(t, op.attrs["start"])
         name = b.targets[0] if len(b.targets) == 1 else t.name
         value.symbol = b.new_symbol(name, low, high)
         return value.symbol
     return value if dtype is None else cast.lower(value, dtype)
+
+
+def _value_range(t, start) -> tuple[Expr | None, Expr | None]:
+    """What the preconditions say of a number loaded from ``t``."""
+    b = current()
+    if t.param.role != "in":
+        return None, None  # the kernel may have written something else
+    low, high = b.conditions.get(t.name, (None, None))
+    facts = b.fn.facts
+    inside = all(
+        facts.nonnegative(s) and facts.less_equal(s + 1, n)
+        for s, n in zip(start, t.shape, strict=True)
+    )
+    if not inside:  # what lies outside the tensor reads as zero, whatever its elements are
+        low = low if low is None else sympy.Min(low, 0)
+        high = high if high is None else sympy.Max(high, 0)
+    return low, high
 
 
 def _store(kind: str, t, x, coord, axis, until) -> None:
@@ -114,9 +131,6 @@ def _store(kind: str, t, x, coord, axis, until) -> None:
     if not isinstance(x, Value):
         x = b.value(x, t.dtype)
     b.stored.add(t.name)
-    if x.type.rank == 0:
-        b.emit(kind, [x], _place(t, coord, (), axis, None))
-        return
     sides = tuple(tuple(f.side for f in a.factors) for a in x.type.axes)
     shape = tuple(s if len(s) > 1 else s[0] for s in sides)
     if not t.dtype.is_float and x.type.dtype.is_float:
@@ -124,6 +138,9 @@ def _store(kind: str, t, x, coord, axis, until) -> None:
             f"{says(x, 'the value')} and {t.name} holds {t.dtype}",
             f"round it as you mean it: tk.cast(x, tk.{t.dtype})",
         )
+    if x.type.rank == 0:
+        b.emit(kind, [x], _place(t, coord, (), axis, None))
+        return
     b.emit(kind, [x], _place(t, coord, shape, axis, until, sides))
 
 

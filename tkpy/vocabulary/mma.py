@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from codegen.ir import Value
 from codegen.ops.base import IRError
-from tkpy.builder import current
+from tkpy.builder import current, what
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = ["mm_AB", "mm_ABt", "mm_AtB", "mm_AtBt", "mma_AB", "mma_ABt", "mma_AtB", "mma_AtBt"]
@@ -13,6 +14,9 @@ def product(a, b, acc, ta: bool, tb: bool, precision: str):
     if precision not in ("ieee", "tf32", "tf32x3"):
         raise IRError(f"precision {precision!r} is none of 'ieee', 'tf32', 'tf32x3'")
     operands = [a, b] if acc is None else [a, b, acc]
+    for v in operands:
+        if not isinstance(v, Value):
+            raise IRError(f"{what(v)} is not a tile", "matrix products take tiles")
     return current().op("mma", operands, {"ta": ta, "tb": tb, "precision": precision})
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from codegen.ir import Value
 from codegen.ops.base import IRError, says
-from tkpy.builder import current
+from tkpy.builder import current, what
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
@@ -23,6 +25,8 @@ def _tile(x: object) -> Value:
 
 
 def _reduce(x, op: str, axis: int, acc=None):
+    if acc is not None and not (isinstance(acc, Value) and acc.type.rank == x.type.rank - 1):
+        raise IRError(f"{what(acc)} is no vector to fold the {op} into")
     total = current().op("reduce", [x], {"op": op, "axis": axis})
     return total if acc is None else current().map(_COMBINE[op], acc, total)
 
@@ -32,10 +36,10 @@ def _along(name: str, op: str, axis: int) -> Verb:
         return _reduce(_tile(x), op, axis, acc)
 
     lower.__name__ = name
-    what, vec = ("row", "col_vec") if axis == 1 else ("column", "row_vec")
+    line, vec = ("row", "col_vec") if axis == 1 else ("column", "row_vec")
     ignored = "; NaN is ignored" if op in ("max", "min") else ""
     lower.__doc__ = (
-        f"{op} of every {what}'s live elements, a {vec}; folded into the vector ``acc`` if one "
+        f"{op} of every {line}'s live elements, a {vec}; folded into the vector ``acc`` if one "
         f"is given{ignored}."
     )
     return verb(lower)
@@ -47,13 +51,24 @@ col_sum, col_max = _along("col_sum", "sum", 0), _along("col_max", "max", 0)
 col_min, col_prod = _along("col_min", "min", 0), _along("col_prod", "prod", 0)
 
 
+def _argreduce(x: Value, op: str, axis: int) -> Value:
+    b = current()
+    if isinstance(x, Value) and x.type.dtype.is_float:
+        # As in PyTorch; else a row of NaN would have its extreme among dead elements.
+        extreme = math.inf if op == "max" else -math.inf
+        x = b.map("where", b.map("ne", x, x), extreme, x)
+    return b.op("argreduce", [x], {"op": op, "axis": axis})
+
+
 def _position(name: str, op: str, axis: int) -> Verb:
     def lower(x):
-        return current().op("argreduce", [_tile(x)], {"op": op, "axis": axis})
+        return _argreduce(_tile(x), op, axis)
 
     lower.__name__ = name
-    what = "row" if axis == 1 else "column"
-    lower.__doc__ = f"Position (i32) of every {what}'s {op}imum; of equals the first."
+    line = "row" if axis == 1 else "column"
+    lower.__doc__ = (
+        f"Position (i32) of every {line}'s {op}imum; of equals the first. NaN counts as {op}imal."
+    )
     return verb(lower)
 
 
@@ -100,7 +115,7 @@ max, min = _general("max", "max"), _general("min", "min")
 
 def _arg(name: str, op: str) -> Verb:
     def lower(x, axis=None):
-        return current().op("argreduce", [x], {"op": op, "axis": _axis_of(x, axis, name)})
+        return _argreduce(x, op, _axis_of(x, axis, name))
 
     lower.__name__ = name
     lower.__doc__ = f"Position (i32) of the {op}imum of a vector, or of a tile along ``axis``."

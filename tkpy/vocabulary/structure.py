@@ -48,7 +48,9 @@ def concat(a, b, axis: int = -1):
     """``a`` and then ``b`` along ``axis``: their live elements, without a gap."""
     if not isinstance(a, Value) or not isinstance(b, Value):
         raise IRError("concat takes two tiles or two vectors")
-    return current().op("concat", [a, b], {"axis": axis % a.type.rank if a.type.rank else 0})
+    if not -a.type.rank <= axis < a.type.rank:
+        raise IRError(f"{says(a, 'the first')} has no axis {axis}")
+    return current().op("concat", [a, b], {"axis": axis % a.type.rank})
 
 
 @verb
@@ -62,5 +64,6 @@ def fill_dead(x, value):
     """``x`` with ``value`` in its dead elements, which thereby become live."""
     if not isinstance(x, Value) or not x.type.rank:
         raise IRError(f"{what(x)} has no dead elements")
-    attrs = {"value": float(value), "alive": True, "axes": tuple(range(x.type.rank))}
+    number = current().element(value, x.type.dtype, "what dead elements count as")
+    attrs = {"value": number, "alive": True, "axes": tuple(range(x.type.rank))}
     return current().op("fill_dead", [x], attrs)

@@ -95,7 +95,12 @@ def _layernorm_terms(x, weight, bias=None, residual=None, eps=1e-5):
     return _terms(x, weight, bias, residual, eps, True)
 
 
-@layernorm.reference(terms=_layernorm_terms, sizes={"M": (1, 40), "D": (1, 300)})
+@layernorm.reference(
+    terms=_layernorm_terms,
+    roundings=0,
+    constants={"cols": (1024, 64)},
+    sizes={"M": (1, 40), "D": (1, 300)},
+)
 def _layernorm_reference(x, weight, bias=None, residual=None, eps=1e-5):
     return _norm(x, weight, bias, residual, eps, True)[:2]
 
@@ -104,6 +109,11 @@ def _rmsnorm_terms(x, weight, residual=None, eps=1e-5):
     return _terms(x, weight, None, residual, eps, False)
 
 
-@rmsnorm.reference(terms=_rmsnorm_terms, sizes={"M": (1, 40), "D": (1, 300)})
+@rmsnorm.reference(
+    terms=_rmsnorm_terms,
+    roundings=0,
+    constants={"cols": (1024, 64)},
+    sizes={"M": (1, 40), "D": (1, 300)},
+)
 def _rmsnorm_reference(x, weight, residual=None, eps=1e-5):
     return _norm(x, weight, None, residual, eps, False)[:2]

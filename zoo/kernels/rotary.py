@@ -40,7 +40,9 @@ def _rotary_terms(x, cos, sin):
     )
 
 
-@rotary.reference(terms=_rotary_terms, sizes={"N": (1, 150), "D": (1, 128), "R": (1, 64)})
+@rotary.reference(
+    terms=_rotary_terms, roundings=0, sizes={"N": (1, 150), "D": (1, 128), "R": (1, 64)}
+)
 def _rotary_reference(x, cos, sin):
     r = cos.shape[-1]
     one, two, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]

@@ -58,12 +58,15 @@ def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
 
 
 @short_conv.reference(
-    terms=_short_conv_terms, sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)}
+    terms=_short_conv_terms,
+    roundings=0,
+    sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)},
 )
 def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
-    past = weight.shape[1] - 1
-    if state is None or past == 0:
+    n, past = x.shape[1], weight.shape[1] - 1
+    if state is None:
         state = x.new_zeros(x.shape[0], past, x.shape[2])
     x = torch.cat([state, x], 1)
-    y = F.conv1d(x.mT, weight[:, None], bias, groups=x.shape[2]).mT
+    y = sum(weight[:, k] * x[:, k : k + n] for k in range(past + 1))
+    y = y if bias is None else y + bias
     return (F.silu(y) if activation == "silu" else y), x[:, x.shape[1] - past :]
