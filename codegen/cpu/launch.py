@@ -75,9 +75,34 @@ def _bf16(value: float) -> int:
     return float_bits(float(value), "bf16")
 
 
-def _packer(signature):
-    """A function from a launch's arguments to the bytes of their slots, written for a signature."""
-    names, picks, fmt, lines = [], [], "<", []
+def _address(pointer) -> int:
+    """What a pointer argument points at: a tensor's first element, an integer, or nothing."""
+    try:
+        if pointer.is_cpu:
+            return pointer.data_ptr()
+    except AttributeError:
+        return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
+    raise ValueError(f"argument is not a CPU tensor: {pointer.device}")
+
+
+def _span(tensor) -> tuple[int, int]:
+    """Addresses that a kernel may reach through an argument: its storage, or anything at all."""
+    try:
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+        return start, start + storage.nbytes()
+    except (AttributeError, RuntimeError):
+        return 0, 1 << 63
+
+
+def _packer(signature, pairs=()):
+    """A function from a launch's arguments to the bytes of their slots, written for a signature.
+
+    The last slot has one bit per pair of arguments that the kernel asks about (``lower.alias``):
+    set if their memory may overlap. Storages are compared, not views: a kernel may step outside
+    of the view that it is given.
+    """
+    names, picks, fmt, lines, pointers = [], [], "<", [], {}
 
     def visit(ty, expr: str) -> None:
         nonlocal fmt
@@ -88,9 +113,10 @@ def _packer(signature):
             return
         elif ty[0] == "*":
             fmt += "Q"
-            picks.append(f"({expr}.data_ptr() if hasattr({expr}, 'data_ptr') else {expr} or 0)")
-            lines.append(f"    if getattr({expr}, 'is_cpu', True) is False: raise ValueError("
-                         f"'argument is not a CPU tensor: ' + repr({expr}.device))")  # fmt: skip
+            name = f"p{len(picks)}"
+            lines.append(f"    {name} = _address({expr})")
+            pointers[len(picks)] = expr
+            picks.append(name)
         elif ty == "bf16":
             fmt += "H6x"
             picks.append(f"_bf16({expr})")
@@ -108,8 +134,17 @@ def _packer(signature):
     for k, ty in enumerate(signature):
         names.append(f"a{k}")
         visit(ty, f"a{k}")
+    for k in sorted({k for pair in pairs for k in pair[:2]}):
+        lines.append(f"    b{k}, e{k} = _span({pointers[k]})")
+    bits = []
+    for load, store, same, bit in pairs:
+        apart = f"b{load} >= e{store} or b{store} >= e{load}"
+        apart += f" or p{load} == p{store}" if same else ""
+        bits.append(f"(0 if {apart} else {1 << bit})")
+    picks.append(" | ".join(bits) or "0")
     source = [f"def pack({', '.join(names)}):", *lines, f"    return _pack({', '.join(picks)})"]
-    scope = {"_pack": struct.Struct(fmt).pack, "_bf16": _bf16}
+    scope = {"_pack": struct.Struct(fmt + "q").pack, "_bf16": _bf16, "_span": _span,
+             "_address": _address}  # fmt: skip
     exec("\n".join(source), scope)
     return scope["pack"]
 
@@ -121,7 +156,7 @@ class Launcher:
         info = getattr(metadata, "cpu", None) or {}
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
-        self.pack = _packer(list(src.signature.values()))
+        self.pack = _packer(list(src.signature.values()), info.get("pairs", ()))
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0
 
