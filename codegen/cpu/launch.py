@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
 import struct
 import threading
 import time
 
+import torch
+
+from codegen.cpu import environment
 from codegen.cpu.pool import pool
 from codegen.cpu.toolchain import Library
 
@@ -28,14 +30,13 @@ def load(binary: bytes) -> tuple[Library, int]:
     return library, library.address("kernel")
 
 
+_fixed_threads = environment.reader("TKPY_NUM_THREADS")
+
+
 def num_threads() -> int:
     """``TKPY_NUM_THREADS``, else what torch uses."""
-    fixed = os.environ.get("TKPY_NUM_THREADS")
-    if fixed:
-        return int(fixed)
-    import torch
-
-    return torch.get_num_threads()
+    fixed = _fixed_threads()
+    return int(fixed) if fixed else torch.get_num_threads()
 
 
 class _Scratch:
@@ -96,11 +97,12 @@ def _span(tensor) -> tuple[int, int]:
 
 
 def _packer(signature, pairs=()):
-    """A function from a launch's arguments to the bytes of their slots, written for a signature.
+    """(a function that writes a launch's arguments into their slots, the slots' address).
 
-    The last slot has one bit per pair of arguments that the kernel asks about (``lower.alias``):
-    set if their memory may overlap. Storages are compared, not views: a kernel may step outside
-    of the view that it is given.
+    It is written for a signature, and its slots are reused from launch to launch. The last slot
+    has one bit per pair of arguments that the kernel asks about (``lower.alias``): set if their
+    memory may overlap. Storages are compared, not views: a kernel may step outside of the view
+    that it is given.
     """
     names, picks, fmt, lines, pointers = [], [], "<", [], {}
 
@@ -142,11 +144,13 @@ def _packer(signature, pairs=()):
         apart += f" or p{load} == p{store}" if same else ""
         bits.append(f"(0 if {apart} else {1 << bit})")
     picks.append(" | ".join(bits) or "0")
-    source = [f"def pack({', '.join(names)}):", *lines, f"    return _pack({', '.join(picks)})"]
-    scope = {"_pack": struct.Struct(fmt + "q").pack, "_bf16": _bf16, "_span": _span,
+    source = [f"def pack({', '.join(names)}):", *lines, f"    _pack(_slots, 0, {', '.join(picks)})"]
+    layout = struct.Struct(fmt + "q")
+    slots = ctypes.create_string_buffer(layout.size)
+    scope = {"_pack": layout.pack_into, "_slots": slots, "_bf16": _bf16, "_span": _span,
              "_address": _address}  # fmt: skip
     exec("\n".join(source), scope)
-    return scope["pack"]
+    return scope["pack"], ctypes.addressof(slots)
 
 
 class Launcher:
@@ -156,7 +160,7 @@ class Launcher:
         info = getattr(metadata, "cpu", None) or {}
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
-        self.pack = _packer(list(src.signature.values()), info.get("pairs", ()))
+        self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()))
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0
 
@@ -165,11 +169,11 @@ class Launcher:
             enter(metadata)
         total = gx * gy * gz
         if total > 0:
-            data = self.pack(*args)
             with _lock:
+                self.pack(*args)
                 threads = min(num_threads(), total)
                 scratch = _scratch.need(self.scratch * threads)
-                pool().run(function, data, total, gx, gy, gz, scratch, self.scratch,
+                pool().run(function, self.slots, total, gx, gy, gz, scratch, self.scratch,
                            self.status_at, threads)  # fmt: skip
                 if self.messages and self.status.value:
                     number, self.status.value = self.status.value, 0
