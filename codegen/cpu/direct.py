@@ -51,7 +51,11 @@ def run(fn, grid, args: tuple, kwargs: dict):
     bind, backend, cache = states[arch]
     kwargs = {"debug": bool(fn.debug), "instrumentation_mode": "", **kwargs}
     bound, specialization, options = bind(*args, **kwargs)
-    key = str(specialization) + str(options)
+    try:
+        key = (tuple(specialization), str(options))  # as Triton's own launch looks kernels up
+        hash(key)
+    except TypeError:
+        key = str(specialization) + str(options)
     done = cache.get(key)
     if done is None:
         parsed, signature, constexprs, attrs = fn._pack_args(

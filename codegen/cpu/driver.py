@@ -10,6 +10,10 @@ import os
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase as _Base
 
+from codegen.cpu import environment
+
+_forced_features = environment.reader("TKPY_CPU_FEATURES")
+
 
 def _gpu_present() -> bool:
     """Does another backend's driver say that it is active?"""
@@ -81,8 +85,7 @@ class CpuDriver(_Base):
 
     def get_current_device(self) -> int:
         # A forced feature set is a device of its own: Triton keeps compiled kernels per device.
-        forced = os.environ.get("TKPY_CPU_FEATURES")
-        return forced or 0
+        return _forced_features() or 0
 
     def set_current_device(self, device) -> None:
         """There is one."""

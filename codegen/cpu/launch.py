@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import os
 import struct
 import threading
 import time
 
+import torch
+
+from codegen.cpu import environment
 from codegen.cpu.pool import pool
 from codegen.cpu.toolchain import Library
 
@@ -28,14 +30,13 @@ def load(binary: bytes) -> tuple[Library, int]:
     return library, library.address("kernel")
 
 
+_fixed_threads = environment.reader("TKPY_NUM_THREADS")
+
+
 def num_threads() -> int:
     """``TKPY_NUM_THREADS``, else what torch uses."""
-    fixed = os.environ.get("TKPY_NUM_THREADS")
-    if fixed:
-        return int(fixed)
-    import torch
-
-    return torch.get_num_threads()
+    fixed = _fixed_threads()
+    return int(fixed) if fixed else torch.get_num_threads()
 
 
 class _Scratch:
@@ -75,9 +76,35 @@ def _bf16(value: float) -> int:
     return float_bits(float(value), "bf16")
 
 
-def _packer(signature):
-    """A function from a launch's arguments to the bytes of their slots, written for a signature."""
-    names, picks, fmt, lines = [], [], "<", []
+def _address(pointer) -> int:
+    """What a pointer argument points at: a tensor's first element, an integer, or nothing."""
+    try:
+        if pointer.is_cpu:
+            return pointer.data_ptr()
+    except AttributeError:
+        return pointer.data_ptr() if hasattr(pointer, "data_ptr") else pointer or 0
+    raise ValueError(f"argument is not a CPU tensor: {pointer.device}")
+
+
+def _span(tensor) -> tuple[int, int]:
+    """Addresses that a kernel may reach through an argument: its storage, or anything at all."""
+    try:
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+        return start, start + storage.nbytes()
+    except (AttributeError, RuntimeError):
+        return 0, 1 << 63
+
+
+def _packer(signature, pairs=()):
+    """(a function that writes a launch's arguments into their slots, the slots' address).
+
+    It is written for a signature, and its slots are reused from launch to launch. The last slot
+    has one bit per pair of arguments that the kernel asks about (``lower.alias``): set if their
+    memory may overlap. Storages are compared, not views: a kernel may step outside of the view
+    that it is given.
+    """
+    names, picks, fmt, lines, pointers = [], [], "<", [], {}
 
     def visit(ty, expr: str) -> None:
         nonlocal fmt
@@ -88,9 +115,10 @@ def _packer(signature):
             return
         elif ty[0] == "*":
             fmt += "Q"
-            picks.append(f"({expr}.data_ptr() if hasattr({expr}, 'data_ptr') else {expr} or 0)")
-            lines.append(f"    if getattr({expr}, 'is_cpu', True) is False: raise ValueError("
-                         f"'argument is not a CPU tensor: ' + repr({expr}.device))")  # fmt: skip
+            name = f"p{len(picks)}"
+            lines.append(f"    {name} = _address({expr})")
+            pointers[len(picks)] = expr
+            picks.append(name)
         elif ty == "bf16":
             fmt += "H6x"
             picks.append(f"_bf16({expr})")
@@ -108,10 +136,21 @@ def _packer(signature):
     for k, ty in enumerate(signature):
         names.append(f"a{k}")
         visit(ty, f"a{k}")
-    source = [f"def pack({', '.join(names)}):", *lines, f"    return _pack({', '.join(picks)})"]
-    scope = {"_pack": struct.Struct(fmt).pack, "_bf16": _bf16}
+    for k in sorted({k for pair in pairs for k in pair[:2]}):
+        lines.append(f"    b{k}, e{k} = _span({pointers[k]})")
+    bits = []
+    for load, store, same, bit in pairs:
+        apart = f"b{load} >= e{store} or b{store} >= e{load}"
+        apart += f" or p{load} == p{store}" if same else ""
+        bits.append(f"(0 if {apart} else {1 << bit})")
+    picks.append(" | ".join(bits) or "0")
+    source = [f"def pack({', '.join(names)}):", *lines, f"    _pack(_slots, 0, {', '.join(picks)})"]
+    layout = struct.Struct(fmt + "q")
+    slots = ctypes.create_string_buffer(layout.size)
+    scope = {"_pack": layout.pack_into, "_slots": slots, "_bf16": _bf16, "_span": _span,
+             "_address": _address}  # fmt: skip
     exec("\n".join(source), scope)
-    return scope["pack"]
+    return scope["pack"], ctypes.addressof(slots)
 
 
 class Launcher:
@@ -121,7 +160,7 @@ class Launcher:
         info = getattr(metadata, "cpu", None) or {}
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
-        self.pack = _packer(list(src.signature.values()))
+        self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()))
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0
 
@@ -130,11 +169,11 @@ class Launcher:
             enter(metadata)
         total = gx * gy * gz
         if total > 0:
-            data = self.pack(*args)
             with _lock:
+                self.pack(*args)
                 threads = min(num_threads(), total)
                 scratch = _scratch.need(self.scratch * threads)
-                pool().run(function, data, total, gx, gy, gz, scratch, self.scratch,
+                pool().run(function, self.slots, total, gx, gy, gz, scratch, self.scratch,
                            self.status_at, threads)  # fmt: skip
                 if self.messages and self.status.value:
                     number, self.status.value = self.status.value, 0

@@ -9,8 +9,8 @@ releases it), and no Python code runs per program or per thread.
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
+import struct
 
 from codegen.cpu.toolchain import Library, features, optimise
 
@@ -18,6 +18,7 @@ from codegen.cpu.toolchain import Library, features, optimise
 # 128 next program, 192 generation, 256 open (2**32) + workers inside, 320 ids given,
 # 328 threads wanted, 384 mutex, 512 condition. Counters that several threads write have cache
 # lines of their own.
+_JOB = struct.Struct("=QQqiiiiQqQq")
 _IR = """
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_mutex_lock(ptr)
@@ -185,7 +186,7 @@ class Pool:
         self.memory = ctypes.create_string_buffer(1024 + 64)
         self.job = (ctypes.addressof(self.memory) + 63) & ~63
         self.words = (ctypes.c_int64 * 64).from_address(self.job)
-        self.halves = (ctypes.c_int32 * 16).from_address(self.job)
+        self.offset = self.job - ctypes.addressof(self.memory)
         self.words[40] = 1  # ids: the caller is worker 0
         self._spawn = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(
             self.library.address("spawn")
@@ -194,9 +195,8 @@ class Pool:
             self.library.address("run")
         )
         self.workers = 0
-        self.pid = os.getpid()
 
-    def run(self, function: int, args: bytes, total: int, gx: int, gy: int, gz: int, scratch: int,
+    def run(self, function: int, args: int, total: int, gx: int, gy: int, gz: int, scratch: int,
             stride: int, status: int, threads: int) -> None:  # fmt: skip
         """Run every program of a grid on ``threads`` threads and return when all are done."""
         while self.workers < threads - 1:
@@ -204,23 +204,22 @@ class Pool:
                 threads = self.workers + 1
                 break
             self.workers += 1
-        words = self.words
-        keep = ctypes.c_char_p(args)
-        words[0] = function
-        words[1] = ctypes.cast(keep, ctypes.c_void_p).value or 0
-        words[2] = total
-        self.halves[6], self.halves[7], self.halves[8] = gx, gy, gz
-        words[5], words[6], words[7] = scratch, stride, status
-        words[8] = max(1, total // (threads * 16))
-        words[41] = threads
+        chunk = max(1, total // (threads * 16))
+        _JOB.pack_into(self.memory, self.offset, function, args, total, gx, gy, gz, 0, scratch,
+                       stride, status, chunk)  # fmt: skip
+        self.words[41] = threads
         self._run(self.job, self.workers if threads > 1 else 0)
 
 
-@functools.cache
-def _pool(pid: int) -> Pool:
-    return Pool()
+_pools: list[Pool] = []
 
 
 def pool() -> Pool:
     """The process's pool (a forked child gets its own: threads do not survive a fork)."""
-    return _pool(os.getpid())
+    if not _pools:
+        _pools.append(Pool())
+    return _pools[0]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)

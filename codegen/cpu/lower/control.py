@@ -115,6 +115,8 @@ def for_(low, op: Op) -> None:
             continue
         how = _uniform_step(low, op, k)
         if how and how[0] == "fixed":
+            if v.reads:  # the body may write what it reads
+                v = low.materialise(v)
             plan.append(("fixed", v))
         elif how:
             if v.heavy or v.reads:

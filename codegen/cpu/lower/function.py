@@ -6,12 +6,11 @@ import re
 import struct
 
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
-from codegen.cpu.lower import control, dot, library, memory, reduce, rest, shape, tiles
+from codegen.cpu.lower import alias, control, dot, library, memory, reduce, rest, shape, tiles
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import (
     Buffer,
     Const,
-    Load,
     Map,
     Range,
     Splat,
@@ -40,7 +39,9 @@ class Lowering:
         self.uses: Uses | None = None
         self.uses_tiles = False
         self.targets: dict[str, Buffer] = {}
-        self.single: dict[str, tuple] = {}
+        self.own_uses: Uses | None = None
+        self.pairs: dict[tuple[int, int, bool], int] = {}
+        self.risks: dict[int, int] = {}
 
     # -- errors ----------------------------------------------------------------------------
 
@@ -134,27 +135,12 @@ class Lowering:
         if t.reads:
             if not self.uses.clear_between(op.block, op.index, end.index):
                 return self.materialise(t)
-            if end.name in ("tt.store", "tt.atomic_rmw") and not self.fuses_with_store(t, end):
-                return self.materialise(t)
+            if end.name in ("tt.store", "tt.atomic_rmw", "tt.atomic_cas"):
+                bits = alias.risk(self, t, end)
+                if bits is None or (bits and end.name != "tt.store"):
+                    return self.materialise(t)
+                self.risks[id(end)] = self.risks.get(id(end), 0) | bits
         return t
-
-    def fuses_with_store(self, t: Tensor, store: Op) -> bool:
-        """May loads inside ``t`` happen in the loop that stores it? Lane by lane they must not
-        meet memory that the loop already wrote: same pointer, or another argument's memory."""
-        target = self.env.get(store.operands[0])
-        root = self.uses.root(store.operands[0])
-        pending, names = [t], []
-        while pending:
-            x = pending.pop()
-            if isinstance(x, Load):
-                if x.ptr is target:
-                    continue
-                names.append(x.root)
-            elif isinstance(x, Map):
-                pending += x.inputs
-            elif x.reads:
-                return False
-        return all(n is not None and root is not None and n != root for n in names)
 
     def destination(self, op: Op) -> Buffer | None:
         """The buffer that an op's result is carried in, when it may be written directly."""
@@ -325,7 +311,8 @@ def lower(module: Module, features, contract: bool = True) -> tuple[str, dict]:
     """LLVM IR text of a kernel and what the launcher must know about it."""
     func = module.kernel
     low = Lowering(module, features, contract)
-    low.func, low.uses = func, Uses(func)
+    low.func = func
+    low.uses = low.own_uses = Uses(func)
     entry = func.body.entry
     for k, (name, ty) in enumerate(zip(entry.args, entry.arg_types, strict=True)):
         if ty.elem not in LLVM:
@@ -333,19 +320,23 @@ def lower(module: Module, features, contract: bool = True) -> tuple[str, dict]:
         low.env[name] = Val(ty.elem, "u", f"%arg{k}")
     control.function_body(low, func)
     text = _module_text(low, func, entry.arg_types)
-    return text, {"scratch": low.high + ALIGN, "messages": low.messages}
+    pairs = [(*pair, bit) for pair, bit in low.pairs.items()]
+    return text, {"scratch": low.high + ALIGN, "messages": low.messages, "pairs": pairs}
 
 
 def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
     args = [f"{LLVM[t.elem]} %arg{k}" for k, t in enumerate(types)]
     axes = [f"i32 %{kind}.{axis}" for kind in ("pid", "num") for axis in "xyz"]
-    params = ", ".join([*args, *axes, "ptr noalias align 64 %scratch", "ptr noalias %status"])
+    params = ", ".join([*args, *axes, "ptr noalias align 64 %scratch", "ptr noalias %status",
+                        "i64 %overlap"])  # fmt: skip
     loads = []
     for k, t in enumerate(types):
         loads.append(f"  %slot{k} = getelementptr i8, ptr %args, i64 {8 * k}")
         loads.append(f"  %arg{k} = load {LLVM[t.elem] if t.elem != 'i1' else 'i1'}, ptr %slot{k}")
+    loads.append(f"  %slot{len(types)} = getelementptr i8, ptr %args, i64 {8 * len(types)}")
+    loads.append(f"  %overlap = load i64, ptr %slot{len(types)}")
     pass_on = ", ".join([*args, "i32 %x", "i32 %y", "i32 %z", "i32 %gx", "i32 %gy", "i32 %gz",
-                         "ptr %scratch", "ptr %status"])  # fmt: skip
+                         "ptr %scratch", "ptr %status", "i64 %overlap"])  # fmt: skip
     attrs = (f'attributes #0 = {{ nounwind "prefer-vector-width"="{low.features.bits}" '
              f'"min-legal-vector-width"="{low.features.bits}" '
              f'"target-cpu"="{low.features.cpu}" '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import LLVM, Val, const, ll
-from codegen.cpu.lower import access
+from codegen.cpu.lower import access, alias
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
 
@@ -25,7 +25,7 @@ def load(low, op: Op) -> None:
         raise low.refuse(op, "block pointers reach the backend only if a pass was left out")
     t = Load(ty, low.tensor(ptr), low.tensor(rest[0]) if rest else None,
              low.tensor(rest[1]) if len(rest) > 1 else None)  # fmt: skip
-    t.root = low.uses.root(ptr)
+    t.name, t.root = ptr, low.uses.root(ptr)
     low.env[op.results[0]] = t
 
 
@@ -45,6 +45,22 @@ def store(low, op: Op) -> None:
     if isinstance(p, Val):
         access.store(e, value.ty, p, value, mask)
         return
+    bits = low.risks.get(id(op), 0)
+    if not bits:
+        _store(low, p, value, mask)
+        return
+
+    def apart() -> None:
+        mark = low.mark()
+        held = [low.materialise(t) if t is not None and t.reads else t for t in (p, value, mask)]
+        _store(low, *held)
+        low.release(mark)
+
+    e.branch_if(alias.overlapping(e, bits), apart, lambda: _store(low, p, value, mask))
+
+
+def _store(low, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    e = low.e
     axis = _store_axis(p, value, BYTES[value.type.elem])
     with nest(e) as g:
 

@@ -185,7 +185,8 @@ class Reindex(Tensor):
 
 
 class Load(Tensor):
-    """A load that has not happened yet."""
+    """A load that has not happened yet. ``name`` is its pointer in the kernel, ``root`` the
+    function argument behind that."""
 
     heavy = True
     reads = True
@@ -194,6 +195,8 @@ class Load(Tensor):
     def __init__(self, ty: Type, ptr: Tensor, mask: Tensor | None, other: Tensor | None) -> None:
         super().__init__(ty)
         self.ptr, self.mask, self.other = ptr, mask, other
+        self.name = ""
+        self.root: str | None = None
         self.inputs = tuple(t for t in (ptr, mask, other) if t is not None)
 
     def at(self, g, idx):

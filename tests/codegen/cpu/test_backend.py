@@ -116,3 +116,41 @@ def test_every_program_runs_once_in_many_short_launches(monkeypatch):
         count[(1 + k % 64,)](o, 1)
     want = [sum(1 + k % 64 > p for k in range(2000)) for p in range(64)]
     assert o.tolist() == want
+
+
+def test_a_launch_makes_few_python_calls():
+    """What this backend adds to Triton's own launch, counted: times are the machine's mood."""
+    x, o = torch.randn(64), torch.empty(64)
+    scale[(1,)](x, o, 64, 64)
+    calls = []
+
+    def count(frame, event, _):
+        if event == "call" and "triton" not in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    scale[(1,)](x, o, 64, 64)
+    sys.setprofile(None)
+    assert len(calls) <= 18, calls
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_launches():
+    x, o = torch.randn(100), torch.empty(100)
+    scale[(2,)](x, o, 100, 64)
+    child = os.fork()
+    if not child:
+        o.zero_()
+        scale[(2,)](x, o, 100, 64)
+        os._exit(0 if torch.allclose(o, x.exp() * 2, rtol=1e-6) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_thread_count_may_change_between_launches(monkeypatch):
+    from codegen.cpu.launch import num_threads
+
+    before = num_threads()
+    monkeypatch.setenv("TKPY_NUM_THREADS", "3")
+    assert num_threads() == 3
+    monkeypatch.delenv("TKPY_NUM_THREADS")
+    assert num_threads() == before
