@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from codegen.module import load
 from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
-from tkpy.execution import interprets
+from tkpy.execution import executor, launcher
 from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
@@ -52,7 +51,7 @@ class Kernel:
         self.reference_fn: Callable | None = None
         self.reference_options: dict[str, object] = {}
         self.binder = Binder(self.signature)
-        self.variants: dict[tuple[VariantKey, str, bool], Variant] = {}
+        self.variants: dict[tuple[VariantKey, str, str], Variant] = {}
         self._static: dict[tuple, frozenset[str]] = {}
         self._store = VariantStore(self)
 
@@ -78,7 +77,7 @@ class Kernel:
             key = self.key_of(call)
             try:
                 self._allocate(call)
-                variant = self.variant(key, interprets(call.device))
+                variant = self.variant(key, call.device)
                 break
             except NeedStatic as need:
                 # Other sizes took another way through the kernel, on which more are tile sides.
@@ -175,13 +174,12 @@ class Kernel:
             raise TkError(f"{self.name}: dimensions {sorted(need.names)} do not settle") from None
         self._static[group] |= need.names
 
-    def variant(self, key: VariantKey, interpret: bool) -> Variant:
+    def variant(self, key: VariantKey, device: torch.device) -> Variant:
         """The compiled variant of ``key``, from memory, from disk, or made now."""
-        slot = (key, repr(key.constants), interpret)  # 0.0 == -0.0, and they differ
+        slot = (key, repr(key.constants), executor(device))  # 0.0 == -0.0, and they differ
         if slot not in self.variants:
             source = self._store.source(key)
-            module = load(source, self.name, interpret=interpret)
-            self.variants[slot] = Variant(key, source, module.launch)
+            self.variants[slot] = Variant(key, source, launcher(source, self.name, device))
         return self.variants[slot]
 
     def lower(self, key: VariantKey, **options) -> Lowered:

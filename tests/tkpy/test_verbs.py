@@ -4,7 +4,6 @@ Inputs are small integers, so that sums and products are exact in every dtype an
 can be equality; transcendental functions have a bound on their relative error.
 """
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 from verbs import CASES
 
 from codegen.evaluate import evaluate
-from codegen.module import load
 from codegen.verify import verify
+from tkpy.execution import launcher
 from tkpy.vocabulary import VERBS
 
 SIZES = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 65, 97])
@@ -65,20 +64,21 @@ def test_evaluator_and_poison_agree(name, sizes):
     got = got if isinstance(got, tuple) else (got,)
 
     poisoned = kernel.lower(key, poison=True, watch=lambda _, fn: verify(fn))
-    module = load(poisoned.source, kernel.name, interpret=True)
+    launch = launcher(poisoned.source, kernel.name, torch.device("cpu"))
     fresh = kernel.binder.bind(tuple(inputs), {n: t.clone() for n, t in outs.items()})
     kernel._allocate(fresh)
     tensors = {p.name: fresh.tensors[p.name] for p in kernel.signature.tensors}
-    module.launch(*tensors.values(), *fresh.scalars.values())
+    launch(*tensors.values(), *fresh.scalars.values())
     for p, want in zip(fresh.wanted, got, strict=True):
         assert torch.equal(fresh.tensors[p.name], want), f"dead elements reach {p.name}"
 
     arrays = {
-        n: np.array(t.double() if t.is_floating_point() else t.long()) for n, t in tensors.items()
+        n: (t.double() if t.is_floating_point() else t.long()).numpy(force=True).copy()
+        for n, t in tensors.items()
     }
     for p in fresh.wanted:
-        arrays[p.name] = np.array(outs[p.name].double() if p.name in outs
-                                  else torch.zeros(tensors[p.name].shape).double())  # fmt: skip
+        start = outs[p.name] if p.name in outs else torch.zeros(tensors[p.name].shape)
+        arrays[p.name] = start.double().numpy().copy()
     evaluate(kernel.lower(key).fn, arrays, fresh.scalars)
     for p, want in zip(fresh.wanted, got, strict=True):
         close(want, torch.from_numpy(arrays[p.name]), max(options.get("tolerance", 0), 1e-6))

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from codegen.module import load
 from tkpy.call import Call
 from tkpy.errors import TkError
-from tkpy.execution import interprets
+from tkpy.execution import launcher
 from tkpy.kernel import Kernel
 from tkpy.signature import TORCH_NAMES
 from tkpy.testing.data import laid_out, storage_bytes
@@ -344,7 +343,7 @@ def run_poisoned(kernel: Kernel, cache: dict, args: dict[str, object]) -> Call:
     kernel._allocate(call)
     if key not in cache:
         source = kernel.lower(key, poison=True).source
-        cache[key] = load(source, kernel.name, interpret=interprets(call.device)).launch
+        cache[key] = launcher(source, kernel.name, call.device)
     tensors = [call.tensors[p.name] for p in kernel.signature.tensors if p.name in call.tensors]
     scalars = [call.scalars[p.name] for p in kernel.signature.scalars if p.name in call.scalars]
     cache[key](*tensors, *scalars)

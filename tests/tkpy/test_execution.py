@@ -1,0 +1,36 @@
+"""One source, several executions: Triton's interpreter and native code give the same answers."""
+
+import pytest
+import torch
+from verbs import CASES
+
+import tkpy as tk
+from tkpy.execution import executor, launcher
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_native_code_agrees_with_the_interpreter(name, dtype, monkeypatch):
+    kernel, _, make, options = CASES[name]
+    dtypes = options.get("dtypes", (dtype,))
+    outputs = []
+    for chosen in ("interpreter", "native"):
+        monkeypatch.setenv("TKPY_EXECUTOR", chosen)
+        inputs = make({"M": 33, "N": 17, "K": 35}, torch.Generator().manual_seed(3), dtypes[0])
+        inputs, outs = inputs if isinstance(inputs, tuple) else (inputs, {})
+        got = kernel(*inputs, **outs)
+        outputs.append(got if isinstance(got, tuple) else (got,))
+    for a, b in zip(*outputs, strict=True):
+        error = (a.double() - b.double()).abs() - 4e-6 * (b.double().abs())
+        assert (error.nan_to_num(0.0) <= 0).all(), error.max()
+        assert torch.equal(a.isnan(), b.isnan())
+
+
+def test_executors_are_chosen_and_refused(monkeypatch):
+    cpu = torch.device("cpu")
+    assert executor(torch.device("cuda")) == "triton"
+    monkeypatch.setenv("TKPY_EXECUTOR", "native")
+    assert executor(cpu) == "native"
+    monkeypatch.setenv("TKPY_EXECUTOR", "fast")
+    with pytest.raises(tk.TkError, match="interpreter, native"):
+        launcher("", "k", cpu)
