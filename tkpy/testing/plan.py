@@ -29,6 +29,7 @@ from tkpy.testing.pools import (
     around,
     constant_values,
     float_options,
+    float_types,
     weight,
 )
 from tkpy.testing.sizes import Constraint, Solver
