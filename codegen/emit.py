@@ -715,8 +715,10 @@ def emit(fn: Function, poison: bool = False) -> Emitted:
     numbers = [n for n in numbers if n in used]
     strides = [n for n in numbers if n.startswith("stride_")]
     if fn.wide:
-        # Sizes that need 64 bits: make every product of an index and a stride a 64-bit one.
-        lines = [f"{n} = {n}.to(tl.int64)" for n in strides] + lines
+        # Numbers that need 64 bits: make every product of an index and another a 64-bit one.
+        integers = {p.name for p in fn.params if p.role == "scalar" and not p.dtype.is_float}
+        long = [n for n in numbers if n in strides or n in integers]
+        lines = [f"{n} = {n}.to(tl.int64)" for n in long] + lines
     if fn.aligned:
         # The launcher divides: Triton sees from the product that the stride is a multiple of 16,
         # which is what wide and asynchronous copies need, without compiling for every value.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 import sympy
-from sympy import Expr, Integer, Max, Min, Symbol
+from sympy import Expr, Integer, Symbol
 from sympy.logic.boolalg import And, Boolean, Not, Or
 
 __all__ = [
@@ -84,6 +84,41 @@ class FloorMod(sympy.Function):
             tail = sympy.Add(*rest)
             return Integer(0) if tail == 0 else cls(tail, b)
         return None
+
+
+class Min(sympy.Min):
+    """The smallest. Arguments are compared only if they differ by a number.
+
+    sympy's own constructor compares as hard as it can, at tens of milliseconds a time, and every
+    substitution constructs anew.
+    """
+
+    def __new__(cls, *args, **_):
+        return _extreme(cls, args, -1)
+
+
+class Max(sympy.Max):
+    """The largest; see ``Min``."""
+
+    def __new__(cls, *args, **_):
+        return _extreme(cls, args, 1)
+
+
+def _extreme(cls, args, sign: int):
+    kept: list[Expr] = []
+    for a in (b for arg in args for b in cls.make_args(sympy.sympify(arg))):
+        for k, b in enumerate(kept):
+            difference = sympy.expand(a - b)
+            if difference.is_Integer:
+                kept[k] = a if difference * sign > 0 else b
+                break
+        else:
+            kept.append(a)
+    if len(kept) == 1:
+        return kept[0]
+    out = Expr.__new__(cls, *sympy.ordered(kept))
+    out._argset = frozenset(kept)
+    return out
 
 
 def _exact_quotient(term: Expr, divisor: Expr) -> Expr | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import sympy
 
-from codegen.expr import Boolean, Expr, Facts, Symbol, as_int, text
+from codegen.expr import Boolean, Expr, Facts, Max, Min, Symbol, as_int, text
 
 # --------------------------------------------------------------------------------------------
 # Types
@@ -100,8 +100,8 @@ class Factor:
     @property
     def live(self) -> Expr:
         """The live extent as one expression; a bound may lie before the tile, an extent not."""
-        least = sympy.Min(self.side, *self.bounds)
-        return least if least.is_Integer else sympy.Max(0, least)
+        least = Min(self.side, *self.bounds)
+        return least if least.is_Integer else Max(0, least)
 
     def meet(self, other: Factor) -> Factor:
         """Live where both are."""
@@ -364,10 +364,10 @@ def loop_parts(op: Op) -> tuple[Symbol, Expr, Expr]:
 def trip_facts(op: Op, facts: Facts) -> Facts:
     """``facts`` inside the body of the ``for`` ``op``."""
     index_symbol, start, stop = loop_parts(op)
-    if isinstance(stop, sympy.Max):
+    if isinstance(stop, Max):
         # start <= j < max(start, e) means that j < e.
-        others = set(stop.args) - set(sympy.Max.make_args(start))
-        stop = sympy.Max(*others) if others else stop
+        others = set(stop.args) - set(Max.make_args(start))
+        stop = Max(*others) if others else stop
     return facts.extended({index_symbol: (start, stop - 1)})
 
 

@@ -14,6 +14,7 @@ from codegen.ir import DTYPES, DType, Function, Param, Region
 from codegen.ops.base import IRError
 from codegen.ops.mask import COL, ROW
 from codegen.passes import optimise
+from codegen.verify import verify
 from tkpy.builder import _CURRENT, Builder, TensorRef
 from tkpy.errors import CompileError, NeedStatic, TkError
 from tkpy.frontend import Source, Walker
@@ -86,6 +87,7 @@ def lower(
     if watch:
         watch("frontend", ir)
     optimise(ir, poison, watch)
+    verify(ir)
     emitted = emit(ir, poison)
     return Lowered(ir, emitted, module_source(ir, emitted, num_warps, num_stages), walker)
 

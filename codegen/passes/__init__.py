@@ -11,11 +11,13 @@ from codegen.passes.dce import drop_dead
 from codegen.passes.fold import fold
 from codegen.passes.licm import hoist_invariant
 from codegen.passes.neutral import neutralise
+from codegen.passes.once import inline_single_trips
 from codegen.passes.split import split_ragged
 
 #: (name, pass) in order; ``tkpy show --stage tile`` prints what the last one leaves.
 PIPELINE: list[tuple[str, Callable[[Function], None]]] = [
     ("fold", fold),
+    ("once", inline_single_trips),
     ("cse", share_common),
     ("bounds", drop_proven_checks),
     ("licm", hoist_invariant),

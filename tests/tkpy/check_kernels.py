@@ -121,3 +121,17 @@ def scatter(
 @scatter.reference(roundings=0, sizes={"D": (1, 40)})
 def _scatter(x, rows, gate, base):
     return torch.zeros_like(base).index_put((rows,), x * gate[:, None])
+
+
+@tk.kernel(where=["N >= 1"])
+def largest(x: tk.Global["M N"], y: tk.Out["M"], place: tk.Out["M", tk.i32]):
+    """An integer output, of equals the first."""
+    i = tk.grid(tk.cdiv("M", 16))
+    xt = tk.load(x, (i, 0), shape=(16, "N"), dtype=tk.f32)
+    tk.store(y, tk.row_max(xt), i)
+    tk.store(place, tk.row_argmax(xt), i)
+
+
+@largest.reference(roundings=0, sizes={"N": (1, 70)}, special=False)
+def _largest(x):
+    return x.amax(-1), x.argmax(-1).int()

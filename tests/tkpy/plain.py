@@ -31,3 +31,9 @@ def shift(x):
 def shifted(x: tk.Global["N D"], y: tk.Out["N D"]):
     i = tk.grid(tk.cdiv("N", 16))
     tk.store(y, shift(tk.load(x, (i, 0), shape=(16, "D"))), (i, 0))
+
+
+@tk.kernel(where=["0 <= s"])
+def at_tile(x: tk.Global["N D"], o: tk.Out["64 D"], s: tk.i32):
+    tk.grid(1)
+    tk.store(o, tk.load(x, (s, 0), shape=(64, "D")), (0, 0))

@@ -27,6 +27,7 @@ ALL = [
     kernels.segment_sum,
     kernels.update,
     kernels.scatter,
+    kernels.largest,
 ]
 
 

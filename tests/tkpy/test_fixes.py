@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from sympy import Integer, Max
+from sympy import Integer
 
 import tkpy as tk
-from codegen.expr import _MAX_STEPS, Facts, FloorDiv, sym
+from codegen.expr import _MAX_STEPS, Facts, FloorDiv, Max, Min, sym
 from tkpy.ahead import Setting, lower_for
 from tkpy.errors import TkError
 
@@ -98,3 +98,11 @@ def test_a_name_is_not_reused_while_text_that_is_not_yet_written_needs_it():
     a = x + 1
     expected = (a @ w) / (a.sum(1) + (x * (x @ w + 1)).sum(1))[:, None]
     torch.testing.assert_close(summed_late(x, w), expected)
+
+
+def test_least_and_largest_are_kept_as_short_as_numbers_allow():
+    x, y = sym("x"), sym("y")
+    assert Min(x, x + 3, y, 7, 9) == Min(7, y, x)
+    assert Max(x, Max(y, x + 1), x + 1) == Max(x + 1, y)
+    assert Min(x, x + 2) == x and Max(4, 9) == 9
+    assert Min(x, y).subs({x: 3, y: 5}) == 3 and Max(x, y).subs(x, y + 2) == y + 2

@@ -160,3 +160,15 @@ def test_hidden_packages_are_named(tmp_path, hidden):
     assert f"`import {hidden}` finds {theirs}" in out.stderr
     assert str(ours) in out.stderr
     assert "fix: rename" in out.stderr
+
+
+def test_positions_past_two_to_the_31():
+    """A tile coordinate times the side passes 2^31: nothing is there, and nothing is read."""
+    from plain import at_tile
+
+    x = torch.randn(130, 20)
+    assert torch.equal(at_tile(x, 1)[:64], x[64:128])
+    for far in (2**26, 2**26 + 1, 2**31 - 1):
+        out = torch.full((64, 20), 7.0)
+        at_tile(x, far, o=out)
+        assert (out == 7.0).all(), "elements past the end of a tensor are dead, not element 0"

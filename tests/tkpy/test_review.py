@@ -243,7 +243,7 @@ def k(x: tk.Global["M N"], o: tk.Out["M N"]):
         "a = tk.load(x, (i, 0), (16, 16), dtype='f')", "a = a * 10**400",
         "a = tk.cast(a, tk.i32); a = tk.causal(a)", "a = tk.cast(a, tk.i32) + tk.neg_infty(16)",
         "a = tk.cast(a, tk.i32) + tk.full((16, 16), 0.5, dtype=tk.i32)",
-        "n = tk.neg_infty(16, dtype=tk.i32)", "if i > (i > 2): a = a + 1",
+        "n = []; n.append(1)", "n = tk.neg_infty(16, dtype=tk.i32)", "if i > (i > 2): a = a + 1",
         "for j in tk.range(3): a = a + 1\n    a = a + j",
     ],
 )  # fmt: skip

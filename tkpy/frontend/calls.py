@@ -56,6 +56,9 @@ class Calls(Core):
                 f"{name} is a plain Python function",
                 f"decorate it with @tk.function to inline {name} into kernels",
             )
+        if isinstance(getattr(function, "__self__", None), list | dict | set):
+            # A loop's body is walked more than once and run any number of times.
+            raise self.error(node, f"{name}: containers do not change in a kernel", "use tuples")
         fixed = all(not isinstance(a, Value | Expr | TensorRef) for a in args)
         if fixed and isinstance(function, type(len)):  # math.sqrt and its like, of constants
             try:

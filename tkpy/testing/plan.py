@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,13 +20,20 @@ from codegen.ir import DTYPES, Function
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
 from tkpy.lower import VariantKey, _walk
-from tkpy.signature import FLOATS, REQUIRED, TORCH_NAMES, DType, TensorSpec
+from tkpy.signature import TORCH_NAMES, DType, TensorSpec
 from tkpy.testing.data import tensor
 from tkpy.testing.domains import Domain, Range, domains_of, resolve
+from tkpy.testing.pools import (
+    SMALL,
+    STATIC,
+    around,
+    constant_values,
+    float_options,
+    float_types,
+    weight,
+)
 from tkpy.testing.sizes import Constraint, Solver
 
-_SMALL = [1, 2, 3, 5, 0]
-_STATIC = [16, 1, 40, 17, 64, 7, 33, 48, 80]
 _PROGRAMS = 8  # most programs of a grid in one example
 _ELEMENTS = 20_000  # most elements of one tensor
 
@@ -101,11 +109,12 @@ class Plan:
         self.bounds = dict(sizes or {})
         self.constants = {k: list(v) for k, v in (constants or {}).items()}
         self.domains: dict[str, Domain] = domains_of(self.signature)
-        self.dtypes = _dtypes(dtypes)
+        self.dtypes = float_types(dtypes)
         self.special = special
         self._names_exist()
-        self.shapes: dict[Setting, Shapes] = {}
-        self.settings = self._settings(random.Random(seed), examples, poison)
+        self.shapes: dict[Setting, Shapes] = defaultdict(Shapes)
+        self._found: dict[int, Setting] = {}
+        self.drafts = self._drafts(random.Random(seed), examples, poison)
 
     def _names_exist(self) -> None:
         known = {d.name for d in self.signature.dims} | {p.name for p in self.signature.parameters}
@@ -127,7 +136,7 @@ class Plan:
         """What can vary between variants: (name of the axis) -> values, the plainest first."""
         axes: dict[str, list[object]] = {}
         for p in self.signature.constants:
-            axes[f"constant {p.name}"] = self.constants.get(p.name) or _constant_values(p)
+            axes[f"constant {p.name}"] = self.constants.get(p.name) or constant_values(p)
         for v in dict.fromkeys(
             p.spec.dtype for p in self.signature.tensors if isinstance(p.spec.dtype, str)
         ):
@@ -138,10 +147,10 @@ class Plan:
         axes["unit"] = [True, True, False]
         return axes
 
-    def _settings(self, rng: random.Random, examples: int, poison: bool) -> list[Setting]:
+    def _drafts(self, rng: random.Random, examples: int, poison: bool) -> list[Example]:
         axes = self._axes()
         wanted = max(4, min(9, 3 + examples // 25))
-        out: list[Setting] = []
+        out: list[Example] = []
         decks: dict[str, list[object]] = {name: [] for name in axes}
         for attempt in range(wanted * 6):
             if len(out) == wanted:
@@ -152,9 +161,9 @@ class Plan:
                     decks[name] = rng.sample(values, len(values))
                 # The first setting is the plainest one; failures shrink towards it.
                 chosen[name] = values[0] if attempt == 0 else decks[name].pop()
-            setting = self._complete(chosen, rng)
-            if setting is not None and setting not in out:
-                out.append(setting)
+            draft = self._draft(chosen, rng)
+            if draft is not None and draft not in out:
+                out.append(draft)
         if not out:
             raise TkError(
                 f"check of {self.kernel.name}: no sizes satisfy the preconditions "
@@ -163,25 +172,30 @@ class Plan:
             )
         if poison:
             for k in rng.sample(range(len(out)), max(1, len(out) // 3)):
-                out[k] = self._poisoned(out[k])
+                out[k] = replace(out[k], setting=replace(out[k].setting, poison=True))
         return out
+
+    @property
+    def settings(self) -> list[Setting]:
+        """All settings of this run."""
+        return [self.setting(k) for k in range(len(self.drafts))]
 
     def full(self, rng: random.Random) -> Setting:
         """A setting with every optional parameter given and every constant at its plainest."""
         chosen = {n: v[-1] if n.startswith("present ") else v[0] for n, v in self._axes().items()}
-        setting = self._complete(chosen, rng)
-        if setting is None:
+        draft = self._draft(chosen, rng)
+        if draft is None:
             raise Infeasible(chosen)
-        return setting
+        return self._settled(draft)
 
-    def _poisoned(self, setting: Setting) -> Setting:
-        new = replace(setting, poison=True)
-        self.shapes[new] = self.shapes[setting]
-        return new
+    def _draft(self, chosen: dict[str, object], rng: random.Random) -> Example | None:
+        """Any call with these choices; its sizes become the static ones. None if there is none."""
 
-    def _complete(self, chosen: dict[str, object], rng: random.Random) -> Setting | None:
         def named(word: str) -> dict[str, object]:
             return {k.split(" ", 1)[1]: v for k, v in chosen.items() if k.startswith(word + " ")}
+
+        def draw(options, weights=None):
+            return rng.choices(options, weights)[0]
 
         setting = Setting(
             tuple(named("constant").items()),
@@ -191,23 +205,26 @@ class Plan:
             bool(chosen["unit"]),
         )
         setting = replace(setting, present=setting.present - self._untold(setting))
-        self.shapes[setting] = Shapes()
-
-        def draw(options, weights=None):
-            return rng.choices(options, weights)[0]
-
         try:
             sizes = self.draw_sizes(setting, draw, static_pool=True)
         except Infeasible:
             return None
         scalars = self.draw_scalars(setting, sizes, lambda options, weights=None: options[0])
-        example = Example(setting, sizes, scalars, {})
+        return Example(setting, sizes, scalars, {})
+
+    def setting(self, k: int) -> Setting:
+        """The k-th setting, with its static sizes. Found when asked for: it costs a front end."""
+        if k not in self._found:
+            self._found[k] = self._settled(self.drafts[k])
+        return self._found[k]
+
+    def _settled(self, draft: Example) -> Setting:
         try:
-            key = self.key_of(example)
+            key = self.key_of(draft)
             fn = _walk(self.kernel.fn, self.signature, key)[0]
         except Exception:
-            return setting  # running it will say what is wrong
-        done = replace(setting, static=key.static)
+            return draft.setting  # running it will say what is wrong
+        done = replace(draft.setting, static=key.static)
         self.shapes[done] = Shapes.of(fn)
         return done
 
@@ -252,9 +269,11 @@ class Plan:
         pools = {}
         for d in dims:
             sides = {s for s in shapes.sides.get(d, ()) if s > 1}
-            pools[d] = _around(sides | ints) if sides else list(_SMALL)
+            pools[d] = around(sides | ints) if sides else list(SMALL)
             if static_pool:
-                pools[d] = list(dict.fromkeys([*_STATIC, *_SMALL]))
+                # A constant may be the largest tile of a side: one tile and more than one.
+                beyond = [n for v in sorted(ints) for n in (v + 1, 2 * v + 3) if n <= 300]
+                pools[d] = list(dict.fromkeys([*STATIC, *beyond, *SMALL]))
         for name in integers:
             default = self.signature.parameter(name).default
             first = [default] if isinstance(default, int) else []
@@ -318,7 +337,7 @@ class Plan:
                 raise Infeasible(setting)
             cheap = [v for v in options if self._affordable(setting, {**known, name: v})]
             cheap = cheap or [min(options, key=abs)]
-            known[name] = draw(cheap, [_weight(v) for v in cheap])
+            known[name] = draw(cheap, [weight(v) for v in cheap])
         return {n: known[n] for n in solver.names}  # type: ignore[misc]
 
     def _affordable(self, setting: Setting, known: Mapping[str, object]) -> bool:
@@ -346,7 +365,7 @@ class Plan:
             else:
                 known = {**dict(setting.constants), **sizes, **out}
                 domain = self.domains.get(p.name, Domain())
-                options = _float_options(p, resolve(domain, known, p.spec.dtype))
+                options = float_options(p, resolve(domain, known, p.spec.dtype))
                 out[p.name] = draw(options, [0.2 if abs(v) < 1e-3 else 1.0 for v in options])
         return out
 
@@ -403,70 +422,11 @@ class Infeasible(Exception):
     """No sizes satisfy the preconditions in this setting."""
 
 
-def _dtypes(given: Iterable[object] | None) -> list[DType]:
-    names = {f"torch.{TORCH_NAMES[d.name]}": d for d in FLOATS}
-    if given is None:
-        return list(FLOATS)
-    found = [d if isinstance(d, DType) else names.get(str(d), DTYPES.get(str(d))) for d in given]
-    if not found or any(d not in FLOATS for d in found):
-        raise TkError(f"dtypes are float32, bfloat16 and float16, not {list(given)}")
-    return found  # type: ignore[return-value]
-
-
-def _constant_values(p) -> list[object]:
-    spec, default = p.spec, p.default
-    first = [] if default is REQUIRED else [default]
-    if spec.choices:
-        more: list[object] = list(spec.choices)
-    elif spec.type is bool:
-        more = [False, True]
-    elif spec.type is int and (spec.optional or default is None):
-        more = [None, 16, 32]
-    elif spec.type is int and not first:
-        more = [16, 32, 64]
-    elif spec.type is float and not first:
-        more = [1.0, 0.5]
-    else:
-        more = []
-    if spec.optional:
-        more = [None, *more]
-    return list(dict.fromkeys([*first, *more])) or [spec.type()]
-
-
-def _around(sides: set[int]) -> list[int]:
-    """Small numbers, then one less, equal and one more than each side, then several sides."""
-    out = [1, 2, 3, 7]
-    for s in sorted(sides):
-        out += [s - 1, s, s + 1]
-    largest = max(sides)
-    out += [2 * largest, 2 * largest + 3, 0] if largest <= 64 else [0]
-    return list(dict.fromkeys(out))
-
-
-def _weight(size: int) -> float:
-    """Empty tensors are legal but say little; two tiles say more than one."""
-    return 0.08 if size == 0 else 2.0 if size > 64 else 1.0
-
-
 def _divisors_first(order: list[str], solver: Solver) -> list[str]:
     rank = {n: k for k, n in enumerate(solver.order())}
     tied = {n for c in solver.constraints if len(c.names) > 1 for n in c.names}
     free = [n for n in order if n not in tied]
     return sorted((n for n in order if n in tied), key=rank.__getitem__) + free
-
-
-def _float_options(p, range_: Range) -> list[float]:
-    default = [p.default] if isinstance(p.default, int | float) else []
-    base = [*default, 1.0, 0.5, 0.125, 2.0, -1.5, 0.0, 1e-5]
-    low, high = range_.low, range_.high
-    fits = [v for v in base if (low is None or v >= low) and (high is None or v <= high)]
-    if low is not None and high is not None:
-        fits += [(low + high) / 2, low, high]
-    elif low is not None:
-        fits += [low + 1.0, low]
-    elif high is not None:
-        fits += [high - 1.0, high]
-    return list(dict.fromkeys(float(v) for v in fits))
 
 
 def _names(tree) -> set[str]:

@@ -50,7 +50,7 @@ def examples(plan: Plan) -> st.SearchStrategy[Example]:
 
 def example(plan: Plan, choices: Choices) -> Example:
     """One example, chosen by ``choices``."""
-    setting = choices.pick(plan.settings)
+    setting = plan.setting(choices.pick(range(len(plan.drafts))))
     try:
         sizes = plan.draw_sizes(setting, choices.pick)
     except Infeasible:  # the setting was drawn with other pools; its own sizes always do

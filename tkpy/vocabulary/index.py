@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import FloorDiv, as_int
+from codegen.expr import FloorDiv, Max, Min, as_int
 from codegen.expr import cdiv as _cdiv
 from codegen.ops.base import IRError
 from tkpy.builder import At, TensorRef, TileRange, current
@@ -87,7 +87,7 @@ def range(start, stop=None, *, until=None):
         start, stop = 0, start
     start, stop = b.index(start), b.index(stop)
     if until is not None:
-        stop = sympy.Min(stop, b.index(until))
+        stop = Min(stop, b.index(until))
     return TileRange(start, stop)
 
 
@@ -100,7 +100,7 @@ def causal_limit(i, rows, cols, offset=0):
     b = current()
     last = (b.index(i) + 1) * b.index(rows) + b.index(offset)
     if as_int(b.index(offset)) is None:
-        last = sympy.Max(last, 0)
+        last = Max(last, 0)
     return FloorDiv(last + b.index(cols) - 1, sympy.sympify(b.index(cols)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import Expr
+from codegen.expr import Expr, Max, Min
 from codegen.ir import DType, Value, i32, i64
 from codegen.ops.base import IRError, says
 from tkpy.builder import At, current, what
@@ -121,8 +121,8 @@ def _value_range(t, start) -> tuple[Expr | None, Expr | None]:
         for s, n in zip(start, t.shape, strict=True)
     )
     if not inside:  # what lies outside the tensor reads as zero, whatever its elements are
-        low = low if low is None else sympy.Min(low, 0)
-        high = high if high is None else sympy.Max(high, 0)
+        low = low if low is None else Min(low, 0)
+        high = high if high is None else Max(high, 0)
     return low, high
 
 

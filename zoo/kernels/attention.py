@@ -39,6 +39,7 @@ def attention(
     first = i * rows + tk.dim("M - N")  # the last key that the first query sees
     start, until = 0, None
     if window is not None:
+        window = min(window, tk.dim("M"))
         start = max(first + 1 - window, 0) // cols
     if causal or window is not None:
         until = tk.causal_limit(i, rows, cols, tk.dim("M - N"))
