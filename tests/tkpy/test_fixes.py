@@ -106,3 +106,23 @@ def test_least_and_largest_are_kept_as_short_as_numbers_allow():
     assert Max(x, Max(y, x + 1), x + 1) == Max(x + 1, y)
     assert Min(x, x + 2) == x and Max(4, 9) == 9
     assert Min(x, y).subs({x: 3, y: 5}) == 3 and Max(x, y).subs(x, y + 2) == y + 2
+
+
+@tk.kernel
+def centred(x: tk.Global["M N"], y: tk.Out["M N"], *, cols: int = 64):
+    i, total = tk.grid(tk.cdiv("M", 16)), tk.zeros(16)
+    width = min(cols, tk.cdiv("N", 16) * 16)
+    for j in tk.range(tk.cdiv("N", width)):
+        total += tk.row_sum(tk.load(x, (i, j), (16, width)))
+    for j in tk.range(tk.cdiv("N", width)):
+        tk.store(y, tk.load(x, (i, j), (16, width)) - total / tk.static("N"), (i, j))
+
+
+def test_a_loop_of_one_trip_is_no_loop_and_reads_once():
+    for n in (5, 64, 65, 130):
+        x = torch.randn(17, n)
+        want = x - x.mean(1, keepdim=True)
+        torch.testing.assert_close(centred(x), want, atol=1e-6, rtol=1e-5)
+    one, two = (lower_for(centred, Setting("f32", {"N": n})).source for n in (64, 65))
+    assert "for j in" in two.replace("# for", "") and two.count("tl.load(") == 4
+    assert "for j in" not in one.replace("# for", "") and one.count("tl.load(") == 1
