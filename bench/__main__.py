@@ -1,24 +1,36 @@
-"""``python -m bench NAME [--json FILE] [--only TEXT] [--threads N]``."""
+"""``python -m bench NAME``: measurements that anyone can repeat from a checkout."""
 
-import argparse
-import importlib
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Annotated
 
-BENCHES = ("cpu",)
+import typer
 
-
-def main() -> None:
-    """Run one bench, print its table, and write its rows where asked."""
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("name", choices=BENCHES)
-    parser.add_argument("--json", help="write the rows here")
-    parser.add_argument("--only", default="", help="only work whose name contains this")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    rows = importlib.import_module(f"bench.{args.name}").run(args.only, args.threads)
-    if args.json:
-        with open(args.json, "w") as f:
-            json.dump(rows, f, indent=1)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 
-main()
+@app.command()
+def cpu(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    only: Annotated[str, typer.Option(help="Only work whose name contains this.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads for both sides.")] = 2,
+) -> None:
+    """Triton kernels on the CPU backend against torch: milliseconds, ratio, share of a limit."""
+    from bench.cpu import run
+
+    rows = run(only, threads)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
+
+
+@app.command()
+def lines() -> None:
+    """Code lines of the zoo's kernels, forward only, beside flash-linear-attention's."""
+    from bench.lines import main
+
+    main()
+
+
+app()
