@@ -69,7 +69,7 @@ kernel walk(
     ^(%total.1: tile<32[24], f32, row>)
 """
 
-GOLDEN_TRITON = '''\
+GOLDEN_TRITON = """\
 @triton.jit(do_not_specialize=["N", "stride_x_b", "stride_x_n", "stride_y_b"])
 def walk_kernel(x_ptr, y_ptr, N, stride_x_b, stride_x_n, stride_y_b):
     b = tl.program_id(0)
@@ -90,7 +90,7 @@ def walk_kernel(x_ptr, y_ptr, N, stride_x_b, stride_x_n, stride_y_b):
     # what is left: tiles at an edge or under a mask
     # for j in tk.range(tk.cdiv("N", 32)):
     for j_1 in tl.range(N // 32, (N + 31) // 32, num_stages=1):
-'''
+"""
 
 
 def test_golden_tile_ir():
