@@ -10,7 +10,7 @@ LOWEST = torch.finfo(torch.float32).min
 LOG2E, LN2 = math.log2(math.e), math.log(2)
 
 
-@tk.kernel(where=["G >= 1", "H % G == 0", "window >= 1"])
+@tk.kernel(where=["G >= 1", "H % G == 0", "window >= 1"], num_stages=2)
 def attention(
     q: tk.Global["B H N D"],
     k: tk.Global["B G M D"],

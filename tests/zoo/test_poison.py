@@ -1,0 +1,104 @@
+"""NaN in every dead element of every tile of every kernel changes no bit of any output."""
+
+import pytest
+import torch
+from zoo_helpers import made, outputs, poisoned, same_bits
+
+import zoo
+
+STATE = ("t0", "t1", "t2", "s0", "s1", "s2")
+
+
+def state(b, h, f, v):
+    shapes = ((), (f,), (f, f), (v,), (f, v), (f, f, v))
+    return {
+        n: made(b, h, *s, seed=2 * k).abs()
+        for k, (n, s) in enumerate(zip(STATE, shapes, strict=True))
+    }
+
+
+def heads(n, m, d, g=1):
+    return [made(1, h, x, d, seed=k) for k, (h, x) in enumerate(((2, n), (g, m), (g, m)))]
+
+
+def based(n, f, v, **more):
+    q, k, val = (made(1, 2, n, d, seed=s) for s, d in enumerate((f, f, v)))
+    return "based", (q, k, val), {**{f"new_{name}": True for name in STATE}, **more}
+
+
+CASES = {
+    "gemm": ("gemm", (made(70, 50), made(50, 33, seed=1), made(33, seed=2)), {"epilogue": "gelu"}),
+    "gemm transposed": (
+        "gemm",
+        (made(17, 130), made(40, 17, seed=1)),
+        {"trans_a": True, "trans_b": True, "rows": 48, "cols": 80},
+    ),
+    "softmax": ("softmax", (made(5, 41),), {}),
+    "softmax of long rows": ("softmax", (made(17, 100),), {"cols": 48}),
+    "layernorm": (
+        "layernorm",
+        (made(5, 41), made(41, seed=1), made(41, seed=2)),
+        {"residual": made(5, 41, seed=3), "total": True},
+    ),
+    "layernorm of long rows": ("layernorm", (made(17, 100), made(100, seed=1)), {"cols": 48}),
+    "rmsnorm": ("rmsnorm", (made(1, 7), made(7, seed=1)), {}),
+    "rmsnorm of long rows": ("rmsnorm", (made(3, 50), made(50, seed=1)), {"cols": 32}),
+    "rotary": ("rotary", (made(1, 2, 70, 23, seed=1), made(70, 5), made(70, 5, seed=2)), {}),
+    "short_conv": (
+        "short_conv",
+        (made(2, 70, 33), made(33, 4, seed=1), made(33, seed=2), made(2, 3, 33, seed=3)),
+        {"activation": "silu", "new_state": True},
+    ),
+    "short_conv of one step": (
+        "short_conv",
+        (made(1, 1, 5), made(5, 3, seed=1)),
+        {"state": made(1, 2, 5), "new_state": True},
+    ),
+    "attention": ("attention", heads(70, 45, 40), {"lse": True}),
+    "attention, causal": (
+        "attention",
+        heads(45, 70, 8, g=2),
+        {"lse": True, "causal": True, "rows": 48, "cols": 16},
+    ),
+    "attention, window": ("attention", heads(50, 30, 5), {"lse": True, "window": 7, "cols": 16}),
+    "based": based(41, 5, 23, chunk=16, cols=16),
+    "based with state": based(20, 16, 33, **state(1, 2, 16, 33)),
+    "based of one chunk": based(3, 1, 1),
+    "based_decode": (
+        "based_decode",
+        (made(2, 3, 5), made(2, 3, 5, seed=1), made(2, 3, 23, seed=2)),
+        state(2, 3, 5, 23),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dead_elements_do_not_matter(case, dtype):
+    name, args, keywords = CASES[case]
+    if dtype is torch.bfloat16:
+        args = [x.to(dtype) for x in args]
+        keep = set(STATE)  # the state is fp32 whatever the inputs
+        keywords = {
+            n: x.to(dtype) if isinstance(x, torch.Tensor) and n not in keep else x
+            for n, x in keywords.items()
+        }
+    kernel = zoo.kernels()[name]
+    wanted = {p.name for p in kernel.signature.outputs if p.spec.optional} - set(keywords)
+    want = outputs(kernel, *args, **keywords, **dict.fromkeys(wanted, False))
+    got = poisoned(kernel, *args, **keywords)
+    assert want.keys() == got.keys()
+    for n, x in want.items():
+        assert same_bits(x, got[n]), n
+        assert not x.isnan().any(), n
+
+
+def test_every_kernel_is_poisoned():
+    assert {name for name, *_ in CASES.values()} == set(zoo.kernels())
+
+
+def test_poison_that_reaches_a_result_is_seen(monkeypatch):
+    """Without the pass that keeps dead elements out, this test sees them."""
+    monkeypatch.setattr("codegen.passes.neutralise", lambda fn, trust: None)
+    x = made(5, 41)
+    assert poisoned(zoo.kernels()["softmax"], x)["y"].isnan().any()
