@@ -47,7 +47,9 @@ def test_causal_bit_by_bit():
         other[:, t] = float("nan")
         after = short_conv(other, weight)
         assert same_bits(after[:, :t], before[:, :t])
-        assert after[:, t : t + 4].isnan().all() and same_bits(after[:, t + 4 :], before[:, t + 4 :])
+        assert after[:, t : t + 4].isnan().all() and same_bits(
+            after[:, t + 4 :], before[:, t + 4 :]
+        )
 
 
 def test_other_widths_are_refused():
