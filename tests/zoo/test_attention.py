@@ -125,7 +125,7 @@ def test_tile_sizes_do_not_matter():
     q, k, v = inputs(50, 70)
     for mask in ({}, {"causal": True}, {"window": 20}):
         first = attention(q, k, v, lse=True, **mask, **SMALL)
-        for rows, cols in ((48, 32), (16, 80), (64, 64)):
+        for rows, cols in ((48, 32), (16, 80)):
             other = attention(q, k, v, lse=True, rows=rows, cols=cols, **mask)
             for a, b in zip(first, other, strict=True):
                 torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
