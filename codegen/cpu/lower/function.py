@@ -187,6 +187,7 @@ class Lowering:
         if op.name in ("arith.divf",) and inputs[1].constant() is not None:
             heavy = False
         out = Map(ty, op.name, lambda e, *vals: fn(e, op, *vals), inputs, heavy)
+        out.word = op.words[0] if op.words else ""
         self.env[op.results[0]] = out
 
 

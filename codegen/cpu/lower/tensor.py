@@ -122,6 +122,7 @@ class Map(Tensor):
     def __init__(self, ty: Type, name: str, fn: Callable[..., Val], inputs, heavy: bool) -> None:
         super().__init__(ty)
         self.op_name, self.fn, self.inputs = name, fn, tuple(inputs)
+        self.word = ""  # the predicate of a comparison
         self.flops = 1 + sum(getattr(t, "flops", 0) for t in inputs)
         self.data = any(t.data for t in inputs)
         floats = ty.elem in ("f32", "f64", "bf16", "f16")
@@ -338,9 +339,14 @@ def contiguous_axis(t: Tensor) -> int | None:
     return best
 
 
-def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None]):
-    """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order."""
+def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None],
+          stops: dict[int, Val | None] | None = None):  # fmt: skip
+    """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order.
+
+    ``stops`` end an axis early (lanes at the end of the vector that they are in).
+    """
     e = g.e
+    ends = {a: v for a, v in (stops or {}).items() if v is not None}
     idx: list[Val] = [ZERO] * len(shape)
     outer = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
 
@@ -354,7 +360,7 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
         def ramp(start: Val) -> Val:
             return Val("i32", "a", n=n, base=start, stride=const("i32", 1), level=start.level)
 
-        if size // n <= 4:
+        if size // n <= 4 and axis not in ends:
             for start in range(0, size, n):
                 idx[axis] = ramp(const("i32", start))
                 body(tuple(idx))
@@ -364,7 +370,7 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
                 idx[axis] = ramp(i)
                 body(tuple(idx))
 
-            e.loop(0, size, n, step)
+            e.loop(0, ends.get(axis, size), n, step)
 
     def level(k: int) -> None:
         if k == len(outer):
@@ -375,14 +381,15 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
             idx[outer[k]] = i
             level(k + 1)
 
-        e.loop(0, shape[outer[k]], 1, step)
+        e.loop(0, ends.get(outer[k], shape[outer[k]]), 1, step)
 
     level(0)
 
 
-def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None) -> None:
+def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None, stops=None) -> None:
     """Evaluate a tensor into a buffer, in one loop nest."""
     if axis is None:
         axis = lane_axis(t.shape, contiguous_axis(t) if t.shape else None)
     with nest(e) as g:
-        loops(g, t.shape, axis, e.features.width, lambda idx: out.put(g, idx, g.at(t, idx)))
+        width = e.features.width
+        loops(g, t.shape, axis, width, lambda idx: out.put(g, idx, g.at(t, idx)), stops)

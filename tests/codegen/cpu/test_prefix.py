@@ -1,0 +1,86 @@
+"""Padded blocks: what no store shows is not computed, and everything that one shows is."""
+
+import time
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gemm(a, b, c, total, M, N, K, SM, SN, HOW: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
+    """c = a @ b for [M, K] and [K, N] with rows of B elements; stores show SM by SN of it."""
+    rm, rn, rk = tl.arange(0, B), tl.arange(0, B), tl.arange(0, BK)
+    acc = tl.zeros((B, B), tl.float32)
+    for k in range(0, tl.cdiv(K, BK)):
+        at = k * BK + rk
+        x = tl.load(a + rm[:, None] * B + at[None, :], (rm[:, None] < M) & (at[None, :] < K), 0.0)
+        if HOW == "open":
+            y = tl.load(b + at[:, None] * B + rn[None, :])
+        else:
+            y = tl.load(b + at[:, None] * B + rn[None, :], (at[:, None] < K) & (rn[None, :] < N), 0)
+        acc = tl.dot(x, y, acc)
+    if HOW == "total":
+        tl.store(total + rn, tl.sum(acc, 0))
+    if HOW == "twice":
+        tl.store(total + rm[:, None] * B + rn[None, :], acc)
+    mask = (SM > rm[:, None]) & (rn[None, :] <= SN - 1)  # noqa: SIM300
+    tl.store(c + rm[:, None] * B + rn[None, :], (acc * 2).to(c.dtype.element_ty), mask=mask)
+
+
+SHAPES = [(64, 64, 64), (1, 1, 1), (33, 47, 20), (17, 64, 63), (64, 5, 31), (0, 9, 9), (50, 50, 0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m,n,k", SHAPES)
+def test_ragged_products(m, n, k, dtype):
+    a, b = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
+    for how in ("", "total", "twice"):
+        c, total = torch.full((64, 64), 7.0), torch.full((64, 64), 7.0)
+        gemm[(1,)](a, b, c, total, m, n, k, m, n, how, 64, 32)
+        want = a.double()[:m, :k] @ b.double()[:k, :n]
+        expect = torch.full((64, 64), 7.0)
+        expect[:m, :n] = 2 * want
+        assert torch.allclose(c, expect, atol=1e-4, rtol=1e-4), how
+        if how == "total":
+            sums = torch.zeros(64).double()
+            sums[:n] = want.sum(0)
+            assert torch.allclose(total[0].double(), sums, atol=1e-3)
+        if how == "twice":
+            expect = torch.zeros(64, 64)
+            expect[:m, :n] = want
+            assert torch.allclose(total, expect, atol=1e-4, rtol=1e-4)
+
+
+def test_stores_may_show_more_than_was_loaded():
+    a, b, c = torch.randn(64, 64), torch.randn(64, 64), torch.full((64, 64), 7.0)
+    gemm[(1,)](a, b, c, c, 20, 30, 40, 50, 60, "", 64, 64)
+    want = torch.zeros(50, 60)
+    want[:20, :30] = 2 * a[:20, :40] @ b[:40, :30]
+    assert torch.allclose(c[:50, :60], want, atol=1e-4)
+    assert (c[50:] == 7).all() and (c[:, 60:] == 7).all()
+
+
+def test_zero_times_infinity_is_not_left_out():
+    a, b, c = torch.randn(64, 64), torch.randn(64, 64), torch.zeros(64, 64)
+    b[63, 3] = float("inf")  # only the left operand is masked here
+    gemm[(1,)](a, b, c, c, 64, 64, 40, 64, 64, "open", 64, 64)
+    assert c[:, 3].isnan().all() and not c[:, 4:].isnan().any()
+
+
+@pytest.mark.parametrize("live", ["m", "n", "k"])
+def test_dead_work_is_not_done(live):
+    a, b, c = torch.randn(256, 256), torch.randn(256, 256), torch.empty(256, 256)
+
+    def seconds(m, n, k):
+        best = 1.0
+        for _ in range(12):
+            start = time.process_time()
+            gemm[(1,)](a, b, c, c, m, n, k, m, n, "", 256, 256)
+            best = min(best, time.process_time() - start)
+        return best
+
+    few = {"m": 256, "n": 256, "k": 256, live: 16}
+    seconds(**few), seconds(256, 256, 256)
+    assert seconds(**few) < 0.6 * seconds(256, 256, 256)
