@@ -236,6 +236,20 @@ class Buffer(Tensor):
         access.store(g.e, self.type.elem, self.address(g.e, idx), value, None, n)
 
 
+class Tee(Map):
+    """A tensor that its first reader writes down on the way: a reduction, which visits every
+    element once, so that a block is computed, kept and summed up in one pass."""
+
+    def __init__(self, src: Tensor, buffer: Buffer) -> None:
+        super().__init__(src.type, "tee", lambda e, v: v, [src], True)
+        self.buffer = buffer
+
+    def at(self, g, idx):
+        value = g.at(self.inputs[0], idx)
+        self.buffer.put(g, idx, value)
+        return value
+
+
 class Ramp(Tensor):
     """A loop carry that only moves by a scalar: its first value plus a running offset."""
 

@@ -84,3 +84,30 @@ def test_dead_work_is_not_done(live):
     few = {"m": 256, "n": 256, "k": 256, live: 16}
     seconds(**few), seconds(256, 256, 256)
     assert seconds(**few) < 0.6 * seconds(256, 256, 256)
+
+
+@triton.jit
+def softmax(x, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    v = tl.load(x + i)
+    e = tl.exp(v - tl.max(v, 0))
+    tl.store(o + i, e / tl.sum(e, 0))
+
+
+@triton.jit
+def columns(x, o, s, N: tl.constexpr):
+    i = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    v = tl.exp(tl.load(x + i))
+    tl.store(s + tl.arange(0, N), tl.sum(v, 0))
+    tl.store(o + i, tl.trans(v))
+
+
+def test_a_block_is_kept_by_the_reduction_that_reads_it_first():
+    x, o = torch.randn(512), torch.empty(512)
+    kernel = softmax[(1,)](x, o, 512)
+    assert torch.allclose(o, torch.softmax(x, 0), atol=1e-6)
+    program = kernel.asm["llir"].split("define void @kernel")[0]
+    assert program.count(" = phi i32") == 3  # load and max, exp and sum, divide
+    x, o, s = torch.randn(32, 32), torch.empty(32, 32), torch.empty(32)
+    columns[(1,)](x, o, s, 32)
+    assert torch.allclose(o, x.exp().T) and torch.allclose(s, x.exp().sum(0))
