@@ -86,6 +86,30 @@ def _compared(low, cmp: Map, axis: int) -> Val | None:
         return e.cast("trunc", n, "i32")
 
 
+def whole(low, tensors, axis: int | None) -> tuple[dict[int, int], Val] | None:
+    """The comparisons inside tensors that hold up to a count along an axis, and that count."""
+    found: dict[int, int] = {}
+    bound: Val | None = None
+    pending = [] if axis is None else [(t, axis) for t in tensors if t is not None]
+    seen_already = set()
+    while pending:
+        t, k = pending.pop()
+        if (id(t), k) in seen_already:
+            continue
+        seen_already.add((id(t), k))
+        if isinstance(t, Reindex):
+            if t.strides and t.strides[k] is not None:
+                pending.append((t.src, t.strides[k]))
+        elif isinstance(t, Map) and t.op_name == "arith.cmpi":
+            n = _compared(low, t, k) if id(t) not in found and not t.reads else None
+            if n is not None:
+                found[id(t)] = k
+                bound = smaller(low.e, bound, n)
+        elif isinstance(t, (Map, Load)):
+            pending += [(x, k) for x in t.inputs]
+    return None if bound is None or bound.kind == "c" else (found, bound)
+
+
 def nonzero(low, t: Tensor, axis: int) -> Val | None:
     """How many leading indices of an axis are not all zero by the mask of a load."""
     while not isinstance(t, Load):

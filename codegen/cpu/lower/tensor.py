@@ -273,6 +273,8 @@ class Nest:
 
     def __init__(self, e: Emit) -> None:
         self.e = e
+        self.known: dict[int, int] = {}  # comparisons that hold in the part being emitted: axis
+        self.lanes: Val | None = None  # ... where this is their index along that axis
 
     def affine(self, i: Val, scale: int, shift: int) -> Val:
         """``i * scale + shift`` for an index component, made at the level of ``i``."""
@@ -286,6 +288,8 @@ class Nest:
 
     def at(self, t: Tensor, idx: tuple[Val, ...]) -> Val:
         e = self.e
+        if self.known and id(t) in self.known and idx[self.known[id(t)]] is self.lanes:
+            return const("i1", 1)
         level = max([e.base_level, *(i.level for i in idx)])
         level = min(level, e.scope.level)
         memo = e.scopes[level].memo
@@ -354,10 +358,11 @@ def contiguous_axis(t: Tensor) -> int | None:
 
 
 def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None],
-          stops: dict[int, Val | None] | None = None):  # fmt: skip
+          stops: dict[int, Val | None] | None = None, whole=None):  # fmt: skip
     """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order.
 
     ``stops`` end an axis early (lanes at the end of the vector that they are in).
+    ``whole`` is (comparisons, count): they hold for that many lanes, which get a loop without them.
     """
     e = g.e
     ends = {a: v for a, v in (stops or {}).items() if v is not None}
@@ -381,10 +386,16 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
         else:
 
             def step(i, _):
-                idx[axis] = ramp(i)
+                g.lanes = idx[axis] = ramp(i)
                 body(tuple(idx))
 
-            e.loop(0, ends.get(axis, size), n, step)
+            start, end = ZERO, ends.get(axis, size)
+            if whole is not None and axis not in ends:
+                g.known, count = whole
+                start = e.op("and", "i32", count, const("i32", -n))
+                e.loop(0, start, n, step)
+                g.known = {}
+            e.loop(start, end, n, step)
 
     def level(k: int) -> None:
         if k == len(outer):

@@ -111,3 +111,43 @@ def test_a_block_is_kept_by_the_reduction_that_reads_it_first():
     x, o, s = torch.randn(32, 32), torch.empty(32, 32), torch.empty(32)
     columns[(1,)](x, o, s, 32)
     assert torch.allclose(o, x.exp().T) and torch.allclose(s, x.exp().sum(0))
+
+
+@triton.jit
+def both_ways(x, o, s, n, m, N: tl.constexpr, M: tl.constexpr):
+    """One comparison masks rows and columns; another one only columns."""
+    i, j = tl.arange(0, N), tl.arange(0, M)
+    low = i < n
+    at = i[:, None] * N + i[None, :]
+    v = tl.load(x + at, low[:, None] & low[None, :], other=3.0)
+    tl.store(o + at, v, low[:, None] & low[None, :])
+    w = tl.load(x + j, (j < n) & (j < m), other=-float("inf"))
+    tl.store(s, tl.max(w, 0))
+    tl.store(s + 1 + i, tl.sum(v, 1))
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 63, 64, 100, 128])
+@pytest.mark.parametrize("m", [0, 70, 4096])
+def test_masked_vectors_only_at_the_edge(n, m):
+    x, o, s = torch.randn(128 * 128), torch.zeros(128, 128), torch.empty(129)
+    both_ways[(1,)](x, o, s, n, m, 128, 2048)
+    square = torch.full((128, 128), 3.0)
+    square[:n, :n] = x.view(128, 128)[:n, :n]
+    want = torch.zeros(128, 128)
+    want[:n, :n] = square[:n, :n]
+    assert torch.equal(o, want)
+    assert torch.allclose(s[1:], square.sum(1), atol=1e-4)
+    k = min(n, m)
+    assert s[0] == (x[:k].max() if k else -float("inf"))
+
+
+def test_whole_vectors_are_stored_without_a_mask():
+    @triton.jit
+    def copy(x, o, n, N: tl.constexpr):
+        i = tl.arange(0, N)
+        tl.store(o + i, tl.load(x + i, mask=i < n), mask=i < n)
+
+    x, o = torch.randn(4096), torch.zeros(4096)
+    kernel = copy[(1,)](x, o, 1001, 4096)
+    assert torch.equal(o[:1001], x[:1001]) and not o[1001:].any()
+    assert any(line.strip().startswith("store <") for line in kernel.asm["llir"].splitlines())
