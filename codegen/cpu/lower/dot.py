@@ -9,9 +9,18 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
-from codegen.cpu.lower import tiles
+from codegen.cpu.lower import prefix, tiles
 from codegen.cpu.lower.shape import _divmod
-from codegen.cpu.lower.tensor import Buffer, Map, Nest, Tensor, contiguous_axis, loops, nest
+from codegen.cpu.lower.tensor import (
+    Buffer,
+    Map,
+    Nest,
+    Tensor,
+    contiguous_axis,
+    loops,
+    nest,
+    write,
+)
 from codegen.cpu.ttir import BYTES, Op, Type
 
 
@@ -75,8 +84,11 @@ def transpose_lanes(e, rows: list[str], t: str, n: int) -> list[str]:
     return rows
 
 
-def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
-    """Write a right operand into panels; transposes in registers if it is contiguous along K."""
+def pack(low, src: Tensor, out: Buffer, pairs: bool, k_stop=None, n_stop=None) -> None:
+    """Write a right operand into panels; transposes in registers if it is contiguous along K.
+
+    ``k_stop`` (in rows of panels) and ``n_stop`` leave out what no block will read.
+    """
     e = low.e
     width = e.features.width
     k, n = src.shape
@@ -112,13 +124,15 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool) -> None:
                         )
                         out.put(g, (kr, ramp), e.wrap(ty, v, width))
 
-                e.loop(0, k, k_lanes, row)
+                e.loop(0, k_end, k_lanes, row)
 
-            e.loop(0, n, width, column)
+            k_end = k if k_stop is None else e.mul(k_stop, const("i32", k // out.shape[0]))
+            e.loop(0, n if n_stop is None else n_stop, width, column)
         return
     value = Pairs(src) if pairs else src
     with nest(e) as g:
-        loops(g, value.shape, 1, width, lambda idx: out.put(g, idx, g.at(value, idx)))
+        loops(g, value.shape, 1, width, lambda idx: out.put(g, idx, g.at(value, idx)),
+              {0: k_stop, 1: n_stop})  # fmt: skip
 
 
 def _widen(t: Tensor, elem: str) -> Tensor:
@@ -155,7 +169,8 @@ def dot(low, op: Op) -> None:
     if len(ty.shape) == 3:
         _batched(low, a, b, c, out)
     else:
-        _dot2d(low, a, b, c, out, low.is_identity(c, out))
+        m, n = prefix.seen(low, op.results[0], (0, 1))
+        _dot2d(low, a, b, c, out, (m, n, _inner(low, a, b)))
     low.env[op.results[0]] = out
 
 
@@ -185,13 +200,21 @@ class _OutSlice(Buffer):
 
 def _batched(low, a, b, c, out: Buffer) -> None:
     def plane(i, _):
-        _dot2d(low, _Slice(a, i), _Slice(b, i), _Slice(c, i), _OutSlice(out, i), True)
+        _dot2d(low, _Slice(a, i), _Slice(b, i), _Slice(c, i), _OutSlice(out, i), (None, None, None))
 
     low.e.loop(0, a.shape[0], 1, plane)
 
 
-def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) -> None:
+def _inner(low, a: Tensor, b: Tensor) -> Val | None:
+    """The inner index from which on both operands are zero."""
+    left, right = prefix.nonzero(low, a, 1), prefix.nonzero(low, b, 0)
+    return None if left is None or right is None else prefix.larger(low.e, left, right)
+
+
+def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
+    """``live`` bounds the rows, columns and inner steps that matter, where they are known."""
     e = low.e
+    m_stop, n_stop, k_stop = live
     m, k = a.shape
     n = b.shape[1]
     acc = out.type.elem
@@ -207,30 +230,41 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, _inplace: bool) ->
     lanes = min(e.features.width, n)
     mr, nv = blocking(m, n // lanes, e.features.registers)
     nr = tiles.panel_width(n) if use_tiles else nv * lanes
+    rows = k // 2 if native else k
+    group = 16 if use_tiles else next(u for u in (4, 2, 1) if rows % u == 0)  # rows per inner step
+    if k_stop is not None:
+        steps = prefix.up_to(e, k_stop, group * k // rows)
+        k_stop = e.op("lshr", "i32", steps, const("i32", 1)) if native else steps
+        k_stop = prefix.smaller(e, k_stop, const("i32", rows))
     if not (type(a) is Buffer and a.steps[1] == 1):
         packed = low.alloc(a.type)
-        low.write(a, packed)
+        a_stop = k_stop if k_stop is None else e.mul(k_stop, const("i32", k // rows))
+        with nest(e):
+            write(e, a, packed, stops={0: m_stop, 1: a_stop})
         a = packed
-    rows = k // 2 if native else k
     bty = Type("i32" if native else elem, (rows, n), True)
     panel = Panel(bty, low.alloc(bty).base, nr)
-    pack(low, b, panel, native)
+    pack(low, b, panel, native, k_stop, None if n_stop is None else prefix.up_to(e, n_stop, nr))
+    live = tuple(size if stop is None else stop
+                 for size, stop in ((m, m_stop), (n, n_stop), (rows, k_stop)))  # fmt: skip
     if use_tiles:
-        tiles.multiply(low, a, panel, c, out)
+        tiles.multiply(low, a, panel, c, out, live)
         low.release(mark)
         return
-    kernel = _Kernel(low, a, panel, c, out, (rows, lanes, nv, native, elem, acc_elem))
+    kernel = _Kernel(low, a, panel, c, out, (live[2], group, lanes, nv, native, elem, acc_elem))
+    full = m - m % mr
+    stop = full if m_stop is None else prefix.smaller(e, m_stop, const("i32", full))
     with nest(e) as g:
 
         def column(j, _):
-            full = m - m % mr
             if full:
-                e.loop(0, full, mr, lambda i, _: kernel.block(g, i, j, mr))
-            if m % mr:
-                start = const("i32", full)
-                kernel.block(g, start, j, m % mr)
+                e.loop(0, stop, mr, lambda i, _: kernel.block(g, i, j, mr))
+            if m % mr and m_stop is None:
+                kernel.block(g, const("i32", full), j, m % mr)
+            elif m % mr:  # once, or not at all
+                e.loop(full, m_stop, mr, lambda i, _: kernel.block(g, i, j, m % mr))
 
-        e.loop(0, n, nr, column)
+        e.loop(0, live[1], nr, column)
     low.release(mark)
 
 
@@ -239,7 +273,7 @@ class _Kernel:
 
     def __init__(self, low, a: Buffer, b: Panel, c: Tensor, out: Buffer, shape) -> None:
         self.low, self.a, self.b, self.c, self.out = low, a, b, c, out
-        self.rows, self.lanes, self.nv, self.native, self.elem, self.acc = shape
+        self.stop, self.unroll, self.lanes, self.nv, self.native, self.elem, self.acc = shape
 
     def block(self, g: Nest, i: Val, j: Val, mr: int) -> None:
         e, lanes, nv = g.e, self.lanes, self.nv
@@ -266,7 +300,7 @@ class _Kernel:
         init = [(t, e.operand(first(s), lanes)) for row in spots for s in row]
         nr = nv * lanes
         size = BYTES[self.b.type.elem]
-        panel = e.mul(j, const("i32", self.rows))
+        panel = e.mul(j, const("i32", self.b.shape[0]))
         b0 = e.offset(self.b.base, panel, size)
         asize = BYTES[self.a.type.elem]
         a0 = [
@@ -274,7 +308,7 @@ class _Kernel:
             for s in spots
         ]
         per = 2 if self.native else 1
-        unroll = next(u for u in (4, 2, 1) if self.rows % u == 0)
+        unroll = self.unroll
 
         def body(k, accs):
             accs = list(accs)
@@ -296,7 +330,7 @@ class _Kernel:
                         accs[r * nv + v] = self.multiply(e, av, bs[v], accs[r * nv + v])
             return accs
 
-        done = e.loop(0, self.rows, unroll, body, init)
+        done = e.loop(0, self.stop, unroll, body, init)
         for r in range(mr):
             for v in range(nv):
                 value = Val(self.acc, "v", done[r * nv + v], n=lanes)

@@ -15,6 +15,7 @@ from codegen.cpu.lower.tensor import (
     Range,
     Splat,
     Table,
+    Tee,
     Tensor,
     write,
 )
@@ -131,6 +132,8 @@ class Lowering:
             return t
         end = self.uses.terminal(name, op.block, self.is_lazy)
         if end is None:
+            if self.reduced_first(op, t, name, users):
+                return Tee(t, self.alloc(t.type))
             return self.materialise(t)
         if t.reads:
             if not self.uses.clear_between(op.block, op.index, end.index):
@@ -141,6 +144,14 @@ class Lowering:
                     return self.materialise(t)
                 self.risks[id(end)] = self.risks.get(id(end), 0) | bits
         return t
+
+    def reduced_first(self, op: Op, t: Tensor, name: str, users: list[Op]) -> bool:
+        """Is a reduction of it alone the first to read a result that has several readers?"""
+        if isinstance(t, Buffer) or any(u.block is not op.block for u in users):
+            return False
+        first = min(users, key=lambda u: u.index)
+        clear = not t.reads or self.uses.clear_between(op.block, op.index, first.index)
+        return clear and first.name == "tt.reduce" and first.operands == [name]
 
     def destination(self, op: Op) -> Buffer | None:
         """The buffer that an op's result is carried in, when it may be written directly."""
@@ -166,6 +177,10 @@ class Lowering:
             OPS[name](self, op)
         else:
             raise self.refuse(op, "this op is not supported on the CPU")
+        for operand in op.operands if name == "tt.reduce" else ():
+            v = self.env[operand]
+            if isinstance(v, Tee):
+                self.env[operand] = v.buffer
         for result in op.results:
             v = self.env.get(result)
             if isinstance(v, Tensor) and not isinstance(v, Buffer) and name not in control.REGIONS:
@@ -187,6 +202,7 @@ class Lowering:
         if op.name in ("arith.divf",) and inputs[1].constant() is not None:
             heavy = False
         out = Map(ty, op.name, lambda e, *vals: fn(e, op, *vals), inputs, heavy)
+        out.word = op.words[0] if op.words else ""
         self.env[op.results[0]] = out
 
 

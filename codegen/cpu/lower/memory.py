@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import LLVM, Val, const, ll
-from codegen.cpu.lower import access, alias
+from codegen.cpu.lower import access, alias, prefix
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
 
@@ -62,6 +62,7 @@ def store(low, op: Op) -> None:
 def _store(low, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
     e = low.e
     axis = _store_axis(p, value, BYTES[value.type.elem])
+    whole = prefix.whole(low, (mask, value), axis)
     with nest(e) as g:
 
         def body(idx) -> None:
@@ -69,7 +70,7 @@ def _store(low, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
             m = g.at(mask, idx) if mask is not None else None
             access.store(e, value.type.elem, g.at(p, idx), g.at(value, idx), m, n)
 
-        loops(g, p.shape, axis, e.features.width, body)
+        loops(g, p.shape, axis, e.features.width, body, whole=whole)
 
 
 # -- atomics ---------------------------------------------------------------------------------

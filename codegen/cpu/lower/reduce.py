@@ -6,6 +6,7 @@ The order of combination depends on the vector width only, never on threads, so 
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const, ll
+from codegen.cpu.lower import prefix
 from codegen.cpu.lower.elementwise import TABLE, vector
 from codegen.cpu.lower.tensor import ZERO, Tensor, contiguous_axis, lane_axis, loops, nest
 from codegen.cpu.ttir import Block, Op, Type, Unsupported
@@ -56,7 +57,7 @@ def _full(e, v: Val, n: int) -> Val:
     return e.wrap(v.ty, e.operand(v, n), n) if n > 1 else v
 
 
-def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int) -> list[Val]:
+def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int, whole) -> list[Val]:
     """Accumulate along an axis at one outer index; n lanes of partial results remain."""
     e = low.e
     size = srcs[0].shape[axis]
@@ -66,7 +67,7 @@ def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int) ->
 
     def values(start: Val) -> list[Val]:
         idx = place["idx"]
-        idx[axis] = (_ramp(start, n) if n > 1 else start) if along else start
+        g.lanes = idx[axis] = (_ramp(start, n) if n > 1 else start) if along else start
         return [_full(e, g.at(t, tuple(idx)), n) for t in srcs]
 
     accs = [values(const("i32", w * step)) for w in range(ways)]
@@ -85,7 +86,15 @@ def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int) ->
                 out += combine(low, block, old + values(start))
             return [e.operand(_full(e, v, n if n > 1 else 0), n if n > 1 else 0) for v in out]
 
-        names = e.loop(ways * step, size, ways * step, body, flat)
+        start, stride = const("i32", ways * step), ways * step
+        if whole is not None:  # the lanes for which the masks hold, without the masks
+            g.known, count = whole
+            whole_end = e.op("and", "i32", count, const("i32", -stride))
+            whole_end = e.call("llvm.smax", "i32", whole_end, start)
+            names = e.loop(start, whole_end, stride, body, flat)
+            flat = [(t, x) for (t, _), x in zip(flat, names, strict=True)]
+            start, g.known = whole_end, {}
+        names = e.loop(start, size, stride, body, flat)
         vals = [Val(ty, "v" if m else "u", x, n=m) for (ty, m), x in zip(kinds, names, strict=True)]
         accs = [vals[w * len(srcs) : (w + 1) * len(srcs)] for w in range(ways)]
     while len(accs) > 1:
@@ -105,10 +114,11 @@ def reduce(low, op: Op) -> None:
     if lanes is None:
         lanes = axis
     n = min(e.features.width, shape[lanes])
+    whole = prefix.whole(low, srcs, axis) if lanes == axis else None
     if not op.result_types[0].tensor:
         with nest(e) as g:
             place = {"idx": [ZERO], "along": True}
-            accs = _fold(low, g, block, srcs, place, axis, n)
+            accs = _fold(low, g, block, srcs, place, axis, n, whole)
             out = _across(low, block, accs)
         for name, v in zip(op.results, out, strict=True):
             low.env[name] = v
@@ -122,7 +132,7 @@ def reduce(low, op: Op) -> None:
             full = [ZERO] * len(shape)
             for a, i in zip(rest, idx, strict=True):
                 full[a] = i
-            accs = _fold(low, g, block, srcs, {"idx": full, "along": lanes == axis}, axis, n)
+            accs = _fold(low, g, block, srcs, {"idx": full, "along": lanes == axis}, axis, n, whole)
             if lanes == axis:
                 accs = _across(low, block, accs)
             for buf, v in zip(bufs, accs, strict=True):

@@ -122,6 +122,7 @@ class Map(Tensor):
     def __init__(self, ty: Type, name: str, fn: Callable[..., Val], inputs, heavy: bool) -> None:
         super().__init__(ty)
         self.op_name, self.fn, self.inputs = name, fn, tuple(inputs)
+        self.word = ""  # the predicate of a comparison
         self.flops = 1 + sum(getattr(t, "flops", 0) for t in inputs)
         self.data = any(t.data for t in inputs)
         floats = ty.elem in ("f32", "f64", "bf16", "f16")
@@ -235,6 +236,20 @@ class Buffer(Tensor):
         access.store(g.e, self.type.elem, self.address(g.e, idx), value, None, n)
 
 
+class Tee(Map):
+    """A tensor that its first reader writes down on the way: a reduction, which visits every
+    element once, so that a block is computed, kept and summed up in one pass."""
+
+    def __init__(self, src: Tensor, buffer: Buffer) -> None:
+        super().__init__(src.type, "tee", lambda e, v: v, [src], True)
+        self.buffer = buffer
+
+    def at(self, g, idx):
+        value = g.at(self.inputs[0], idx)
+        self.buffer.put(g, idx, value)
+        return value
+
+
 class Ramp(Tensor):
     """A loop carry that only moves by a scalar: its first value plus a running offset."""
 
@@ -258,6 +273,8 @@ class Nest:
 
     def __init__(self, e: Emit) -> None:
         self.e = e
+        self.known: dict[int, int] = {}  # comparisons that hold in the part being emitted: axis
+        self.lanes: Val | None = None  # ... where this is their index along that axis
 
     def affine(self, i: Val, scale: int, shift: int) -> Val:
         """``i * scale + shift`` for an index component, made at the level of ``i``."""
@@ -271,6 +288,8 @@ class Nest:
 
     def at(self, t: Tensor, idx: tuple[Val, ...]) -> Val:
         e = self.e
+        if self.known and id(t) in self.known and idx[self.known[id(t)]] is self.lanes:
+            return const("i1", 1)
         level = max([e.base_level, *(i.level for i in idx)])
         level = min(level, e.scope.level)
         memo = e.scopes[level].memo
@@ -338,9 +357,15 @@ def contiguous_axis(t: Tensor) -> int | None:
     return best
 
 
-def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None]):
-    """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order."""
+def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None],
+          stops: dict[int, Val | None] | None = None, whole=None):  # fmt: skip
+    """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order.
+
+    ``stops`` end an axis early (lanes at the end of the vector that they are in).
+    ``whole`` is (comparisons, count): they hold for that many lanes, which get a loop without them.
+    """
     e = g.e
+    ends = {a: v for a, v in (stops or {}).items() if v is not None}
     idx: list[Val] = [ZERO] * len(shape)
     outer = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
 
@@ -354,17 +379,23 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
         def ramp(start: Val) -> Val:
             return Val("i32", "a", n=n, base=start, stride=const("i32", 1), level=start.level)
 
-        if size // n <= 4:
+        if size // n <= 4 and axis not in ends:
             for start in range(0, size, n):
                 idx[axis] = ramp(const("i32", start))
                 body(tuple(idx))
         else:
 
             def step(i, _):
-                idx[axis] = ramp(i)
+                g.lanes = idx[axis] = ramp(i)
                 body(tuple(idx))
 
-            e.loop(0, size, n, step)
+            start, end = ZERO, ends.get(axis, size)
+            if whole is not None and axis not in ends:
+                g.known, count = whole
+                start = e.op("and", "i32", count, const("i32", -n))
+                e.loop(0, start, n, step)
+                g.known = {}
+            e.loop(start, end, n, step)
 
     def level(k: int) -> None:
         if k == len(outer):
@@ -375,14 +406,15 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
             idx[outer[k]] = i
             level(k + 1)
 
-        e.loop(0, shape[outer[k]], 1, step)
+        e.loop(0, ends.get(outer[k], shape[outer[k]]), 1, step)
 
     level(0)
 
 
-def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None) -> None:
+def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None, stops=None) -> None:
     """Evaluate a tensor into a buffer, in one loop nest."""
     if axis is None:
         axis = lane_axis(t.shape, contiguous_axis(t) if t.shape else None)
     with nest(e) as g:
-        loops(g, t.shape, axis, e.features.width, lambda idx: out.put(g, idx, g.at(t, idx)))
+        width = e.features.width
+        loops(g, t.shape, axis, width, lambda idx: out.put(g, idx, g.at(t, idx)), stops)

@@ -36,11 +36,11 @@ def configure(e) -> str:
     return "call void @llvm.x86.ldtilecfg(ptr @tileconfig)"
 
 
-def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer) -> None:
-    """out = a @ panel + c."""
+def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
+    """out = a @ panel + c for the live rows, columns and pairs of inner steps."""
     e = low.e
     m, k = a.shape
-    n = out.shape[1]
+    m_stop, n_stop, k_stop = live
     zero = c.constant() == 0
     if not zero and c is not out:
         low.write(c, out)
@@ -67,13 +67,13 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer) -> None:
                 for x in range(ways_m)]  # fmt: skip
         right = e.offset(panel.base, e.mul(j, const("i32", k // 2)), 4)
 
-        def step(s: Val, _) -> None:
+        def step(pair: Val, _) -> None:
             for x in range(ways_m):
-                p = e.offset(left[x], e.mul(s, const("i32", 32)), 2)
+                p = e.offset(left[x], e.mul(pair, const("i32", 2)), 2)
                 tile("tileloadd64", 4 + x, p, 2 * a.steps[0])
             for y in range(ways_n):
                 p = e.offset(
-                    right, e.add(e.mul(s, const("i32", 16 * width)), const("i32", 16 * y)), 4
+                    right, e.add(e.mul(pair, const("i32", width)), const("i32", 16 * y)), 4
                 )
                 tile("tileloadd64", 6 + y, p, 4 * width)
             for x in range(ways_m):
@@ -84,10 +84,10 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer) -> None:
                         [("i8", str(2 * x + y)), ("i8", str(4 + x)), ("i8", str(6 + y))],
                     )
 
-        e.loop(0, k // 32, 1, step)
+        e.loop(0, k_stop, 16, step)
         for (x, y), p in places.items():
             tile("tilestored64", 2 * x + y, p, 4 * out.steps[0])
 
     with nest(e):
-        e.loop(0, n, width, lambda j, _: e.loop(
-            0, m, 16 * ways_m, lambda i, _: block(i, j)) and None)  # fmt: skip
+        e.loop(0, n_stop, width, lambda j, _: e.loop(
+            0, m_stop, 16 * ways_m, lambda i, _: block(i, j)) and None)  # fmt: skip

@@ -1,0 +1,193 @@
+"""Masks that keep the first elements along an axis, as counts.
+
+Where a block is padded, what a product computes beyond the mask of the only store that shows it
+cannot be seen, and what both operands were loaded as zero for adds nothing. Those rows, columns and
+inner steps are left out: exactly the same results, without multiplying by what is not there.
+"""
+
+from __future__ import annotations
+
+from codegen.cpu.emit import Val, const
+from codegen.cpu.lower.elementwise import TABLE
+from codegen.cpu.lower.tensor import ZERO, Load, Map, Reindex, Tensor, nest
+from codegen.cpu.ttir import Op
+
+_PURE = ("arith.cmpi", "arith.andi", "arith.addi", "arith.subi", "arith.muli", "tt.expand_dims",
+         "tt.broadcast", "tt.splat", "tt.make_range", "arith.constant", "arith.extsi")  # fmt: skip
+_KEEPS_ZERO = ("arith.extf", "arith.truncf", "tt.fp_to_fp", "arith.extsi", "widen")
+_LESS = {"slt": 0, "sle": 1}
+_MORE = {"sgt": 0, "sge": 1}
+
+
+def smaller(e, a: Val | None, b: Val | None) -> Val | None:
+    """The smaller of two bounds, None being no bound."""
+    if a is None or b is None:
+        return b if a is None else a
+    if a.kind == "c" and b.kind == "c":
+        return a if a.x < b.x else b
+    return e.call("llvm.smin", "i32", a, b)
+
+
+def larger(e, a: Val, b: Val) -> Val:
+    """The larger of two bounds."""
+    if a.kind == "c" and b.kind == "c":
+        return a if a.x > b.x else b
+    return e.call("llvm.smax", "i32", a, b)
+
+
+def up_to(e, v: Val, step: int) -> Val:
+    """A count rounded up to a multiple of a power of two."""
+    v = e.add(v, const("i32", step - 1))
+    if v.kind == "c":
+        return const("i32", v.x & -step)
+    return e.op("and", "i32", v, const("i32", -step))
+
+
+def count(low, mask: Tensor, axis: int) -> Val | None:
+    """How many leading indices of an axis a mask can be on for, if a comparison says so."""
+    if isinstance(mask, Reindex):
+        source = mask.strides[axis] if mask.strides else None
+        return None if source is None else count(low, mask.src, source)
+    if not isinstance(mask, Map) or mask.reads:
+        return None
+    if mask.op_name == "arith.andi":
+        a, b = (count(low, t, axis) for t in mask.inputs)
+        return smaller(low.e, a, b)
+    if mask.op_name == "arith.cmpi":
+        return _compared(low, mask, axis)
+    return None
+
+
+def _compared(low, cmp: Map, axis: int) -> Val | None:
+    """``ramp < scalar`` (or turned round) where nothing depends on the other axes."""
+    a, b = cmp.inputs
+    if cmp.word in _MORE:
+        a, b, extra = b, a, _MORE[cmp.word]
+    elif cmp.word in _LESS:
+        extra = _LESS[cmp.word]
+    else:
+        return None
+    others = [k for k, d in enumerate(cmp.shape) if k != axis and d > 1]
+    if a.stride(axis) != 1 or b.stride(axis) != 0:
+        return None
+    if any(t.stride(k) != 0 for t in (a, b) for k in others):
+        return None
+    e, size = low.e, cmp.shape[axis]
+    with nest(e) as g:
+        zero = tuple(ZERO for _ in cmp.shape)
+        first, end = (e.extend(g.at(t, zero), "i64") for t in (a, b))
+        if not (first.uniform and end.uniform):
+            return None
+        n = e.add(e.sub(end, first), const("i64", extra))
+        if n.kind == "c":
+            return const("i32", min(max(n.x, 0), size))
+        n = e.call("llvm.smax", "i64", n, const("i64", 0))
+        n = e.call("llvm.smin", "i64", n, const("i64", size))
+        return e.cast("trunc", n, "i32")
+
+
+def whole(low, tensors, axis: int | None) -> tuple[dict[int, int], Val] | None:
+    """The comparisons inside tensors that hold up to a count along an axis, and that count."""
+    found: dict[int, int] = {}
+    bound: Val | None = None
+    pending = [] if axis is None else [(t, axis) for t in tensors if t is not None]
+    seen_already = set()
+    while pending:
+        t, k = pending.pop()
+        if (id(t), k) in seen_already:
+            continue
+        seen_already.add((id(t), k))
+        if isinstance(t, Reindex):
+            if t.strides and t.strides[k] is not None:
+                pending.append((t.src, t.strides[k]))
+        elif isinstance(t, Map) and t.op_name == "arith.cmpi":
+            n = _compared(low, t, k) if id(t) not in found and not t.reads else None
+            if n is not None:
+                found[id(t)] = k
+                bound = smaller(low.e, bound, n)
+        elif isinstance(t, (Map, Load)):
+            pending += [(x, k) for x in t.inputs]
+    return None if bound is None or bound.kind == "c" else (found, bound)
+
+
+def nonzero(low, t: Tensor, axis: int) -> Val | None:
+    """How many leading indices of an axis are not all zero by the mask of a load."""
+    while not isinstance(t, Load):
+        if isinstance(t, Map) and t.op_name in _KEEPS_ZERO and len(t.inputs) == 1:
+            t = t.inputs[0]
+        elif isinstance(t, Reindex) and t.strides and t.strides[axis] is not None:
+            t, axis = t.src, t.strides[axis]
+        else:
+            return None
+    if t.mask is None or (t.other is not None and t.other.constant() != 0):
+        return None
+    return count(low, t.mask, axis)
+
+
+def seen(low, name: str, axes: tuple[int, ...]) -> list[Val | None]:
+    """Per axis, how many leading indices of a value the stores it ends in can show."""
+    masks: list[str] = []
+    if not _shown(low, name, masks, set()) or not masks:
+        return [None] * len(axes)
+    out = []
+    for axis in axes:
+        bound: Val | None = ZERO
+        for mask in masks:
+            n = _named(low, mask, axis)
+            bound = None if n is None or bound is None else larger(low.e, bound, n)
+        out.append(bound)
+    return out
+
+
+def _shown(low, name: str, masks: list[str], done: set[str]) -> bool:
+    """Collect the masks of the stores that alone show a value; False if it is seen otherwise."""
+    if name in done:
+        return True
+    done.add(name)
+    for op in low.uses.of(name):
+        follow: list[str] = []
+        if op.name == "tt.store":
+            if op.operands.index(name) != 1 or len(op.operands) < 3 or op.operands[2] == name:
+                return False
+            masks.append(op.operands[2])
+        elif op.name in TABLE or (op.name == "tt.dot" and name not in op.operands[:2]):
+            follow = op.results
+        elif op.name == "scf.for" and name not in op.operands[:3]:
+            ks = [k for k, v in enumerate(op.operands[3:]) if v == name]
+            follow = [v for k in ks for v in (op.binds[1 + k], op.results[k])]
+        elif op.name == "scf.yield" and op.block.parent is not None:
+            owner = op.block.parent
+            if owner.name != "scf.for":
+                return False
+            ks = [k for k, v in enumerate(op.operands) if v == name]
+            follow = [v for k in ks for v in (owner.binds[1 + k], owner.results[k])]
+        else:
+            return False
+        if not all(_shown(low, v, masks, done) for v in follow):
+            return False
+    return True
+
+
+def _named(low, name: str, axis: int) -> Val | None:
+    """``count`` of a mask by name, which may be computed later than here."""
+    if _ready(low, name):
+        mask = low.env[name]
+        return count(low, mask, axis) if isinstance(mask, Tensor) else None
+    op = low.uses.defs.get(name)
+    if isinstance(op, Op) and op.name == "arith.andi":
+        return smaller(low.e, *[_named(low, v, axis) for v in op.operands])
+    return None
+
+
+def _ready(low, name: str) -> bool:
+    """Is a value known here, or can it be, from index arithmetic alone? It is lowered once more
+    in its own place, before anything there uses it."""
+    if name in low.env:
+        return True
+    op = low.uses.defs.get(name)
+    if not isinstance(op, Op) or op.name not in _PURE:
+        return False
+    if not all(_ready(low, v) for v in op.operands):
+        return False
+    low.op(op)
+    return True

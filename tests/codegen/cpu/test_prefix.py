@@ -1,0 +1,153 @@
+"""Padded blocks: what no store shows is not computed, and everything that one shows is."""
+
+import time
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def gemm(a, b, c, total, M, N, K, SM, SN, HOW: tl.constexpr, B: tl.constexpr, BK: tl.constexpr):
+    """c = a @ b for [M, K] and [K, N] with rows of B elements; stores show SM by SN of it."""
+    rm, rn, rk = tl.arange(0, B), tl.arange(0, B), tl.arange(0, BK)
+    acc = tl.zeros((B, B), tl.float32)
+    for k in range(0, tl.cdiv(K, BK)):
+        at = k * BK + rk
+        x = tl.load(a + rm[:, None] * B + at[None, :], (rm[:, None] < M) & (at[None, :] < K), 0.0)
+        if HOW == "open":
+            y = tl.load(b + at[:, None] * B + rn[None, :])
+        else:
+            y = tl.load(b + at[:, None] * B + rn[None, :], (at[:, None] < K) & (rn[None, :] < N), 0)
+        acc = tl.dot(x, y, acc)
+    if HOW == "total":
+        tl.store(total + rn, tl.sum(acc, 0))
+    if HOW == "twice":
+        tl.store(total + rm[:, None] * B + rn[None, :], acc)
+    mask = (SM > rm[:, None]) & (rn[None, :] <= SN - 1)  # noqa: SIM300
+    tl.store(c + rm[:, None] * B + rn[None, :], (acc * 2).to(c.dtype.element_ty), mask=mask)
+
+
+SHAPES = [(64, 64, 64), (1, 1, 1), (33, 47, 20), (17, 64, 63), (64, 5, 31), (0, 9, 9), (50, 50, 0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("m,n,k", SHAPES)
+def test_ragged_products(m, n, k, dtype):
+    a, b = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
+    for how in ("", "total", "twice"):
+        c, total = torch.full((64, 64), 7.0), torch.full((64, 64), 7.0)
+        gemm[(1,)](a, b, c, total, m, n, k, m, n, how, 64, 32)
+        want = a.double()[:m, :k] @ b.double()[:k, :n]
+        expect = torch.full((64, 64), 7.0)
+        expect[:m, :n] = 2 * want
+        assert torch.allclose(c, expect, atol=1e-4, rtol=1e-4), how
+        if how == "total":
+            sums = torch.zeros(64).double()
+            sums[:n] = want.sum(0)
+            assert torch.allclose(total[0].double(), sums, atol=1e-3)
+        if how == "twice":
+            expect = torch.zeros(64, 64)
+            expect[:m, :n] = want
+            assert torch.allclose(total, expect, atol=1e-4, rtol=1e-4)
+
+
+def test_stores_may_show_more_than_was_loaded():
+    a, b, c = torch.randn(64, 64), torch.randn(64, 64), torch.full((64, 64), 7.0)
+    gemm[(1,)](a, b, c, c, 20, 30, 40, 50, 60, "", 64, 64)
+    want = torch.zeros(50, 60)
+    want[:20, :30] = 2 * a[:20, :40] @ b[:40, :30]
+    assert torch.allclose(c[:50, :60], want, atol=1e-4)
+    assert (c[50:] == 7).all() and (c[:, 60:] == 7).all()
+
+
+def test_zero_times_infinity_is_not_left_out():
+    a, b, c = torch.randn(64, 64), torch.randn(64, 64), torch.zeros(64, 64)
+    b[63, 3] = float("inf")  # only the left operand is masked here
+    gemm[(1,)](a, b, c, c, 64, 64, 40, 64, 64, "open", 64, 64)
+    assert c[:, 3].isnan().all() and not c[:, 4:].isnan().any()
+
+
+@pytest.mark.parametrize("live", ["m", "n", "k"])
+def test_dead_work_is_not_done(live):
+    a, b, c = torch.randn(256, 256), torch.randn(256, 256), torch.empty(256, 256)
+
+    def seconds(m, n, k):
+        best = 1.0
+        for _ in range(12):
+            start = time.process_time()
+            gemm[(1,)](a, b, c, c, m, n, k, m, n, "", 256, 256)
+            best = min(best, time.process_time() - start)
+        return best
+
+    few = {"m": 256, "n": 256, "k": 256, live: 16}
+    seconds(**few), seconds(256, 256, 256)
+    assert seconds(**few) < 0.6 * seconds(256, 256, 256)
+
+
+@triton.jit
+def softmax(x, o, N: tl.constexpr):
+    i = tl.arange(0, N)
+    v = tl.load(x + i)
+    e = tl.exp(v - tl.max(v, 0))
+    tl.store(o + i, e / tl.sum(e, 0))
+
+
+@triton.jit
+def columns(x, o, s, N: tl.constexpr):
+    i = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    v = tl.exp(tl.load(x + i))
+    tl.store(s + tl.arange(0, N), tl.sum(v, 0))
+    tl.store(o + i, tl.trans(v))
+
+
+def test_a_block_is_kept_by_the_reduction_that_reads_it_first():
+    x, o = torch.randn(512), torch.empty(512)
+    kernel = softmax[(1,)](x, o, 512)
+    assert torch.allclose(o, torch.softmax(x, 0), atol=1e-6)
+    program = kernel.asm["llir"].split("define void @kernel")[0]
+    assert program.count(" = phi i32") == 3  # load and max, exp and sum, divide
+    x, o, s = torch.randn(32, 32), torch.empty(32, 32), torch.empty(32)
+    columns[(1,)](x, o, s, 32)
+    assert torch.allclose(o, x.exp().T) and torch.allclose(s, x.exp().sum(0))
+
+
+@triton.jit
+def both_ways(x, o, s, n, m, N: tl.constexpr, M: tl.constexpr):
+    """One comparison masks rows and columns; another one only columns."""
+    i, j = tl.arange(0, N), tl.arange(0, M)
+    low = i < n
+    at = i[:, None] * N + i[None, :]
+    v = tl.load(x + at, low[:, None] & low[None, :], other=3.0)
+    tl.store(o + at, v, low[:, None] & low[None, :])
+    w = tl.load(x + j, (j < n) & (j < m), other=-float("inf"))
+    tl.store(s, tl.max(w, 0))
+    tl.store(s + 1 + i, tl.sum(v, 1))
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 63, 64, 100, 128])
+@pytest.mark.parametrize("m", [0, 70, 4096])
+def test_masked_vectors_only_at_the_edge(n, m):
+    x, o, s = torch.randn(128 * 128), torch.zeros(128, 128), torch.empty(129)
+    both_ways[(1,)](x, o, s, n, m, 128, 2048)
+    square = torch.full((128, 128), 3.0)
+    square[:n, :n] = x.view(128, 128)[:n, :n]
+    want = torch.zeros(128, 128)
+    want[:n, :n] = square[:n, :n]
+    assert torch.equal(o, want)
+    assert torch.allclose(s[1:], square.sum(1), atol=1e-4)
+    k = min(n, m)
+    assert s[0] == (x[:k].max() if k else -float("inf"))
+
+
+def test_whole_vectors_are_stored_without_a_mask():
+    @triton.jit
+    def count(o, n, N: tl.constexpr):
+        i = tl.arange(0, N)
+        tl.store(o + i, i, mask=i < n)
+
+    o = torch.full((4096,), -1, dtype=torch.int32)
+    kernel = count[(1,)](o, 1001, 4096)
+    assert torch.equal(o[:1001], torch.arange(1001, dtype=torch.int32)) and (o[1001:] == -1).all()
+    assert any(line.strip().startswith("store <") for line in kernel.asm["llir"].splitlines())
