@@ -56,7 +56,6 @@ def _drop(fn: Function, op: Op, facts: Facts) -> None:
         low = low and not facts.nonnegative(start)
         high = high and not facts.less_equal(start + sides[d], dims[d])
         checks.append((low, high))
-    op.attrs["checks"] = tuple(checks)
     limits = []
     for which, limit in zip(op.attrs["tile"], op.attrs["limit"], strict=True):
         d = which[0]
@@ -66,7 +65,10 @@ def _drop(fn: Function, op: Op, facts: Facts) -> None:
             or (checks[d][1] and facts.less_equal(dims[d], limit))
         )
         limits.append(None if needless else limit)
+        if limits[-1] is not None and len(which) == 1 and facts.less_equal(limits[-1], dims[d]):
+            checks[d] = (checks[d][0], False)  # the tile ends before the tensor does
     op.attrs["limit"] = tuple(limits)
+    op.attrs["checks"] = tuple(checks)
 
 
 def _always(op: Op, facts: Facts) -> bool:

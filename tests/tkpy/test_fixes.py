@@ -7,7 +7,7 @@ from sympy import Integer
 import tkpy as tk
 from codegen.expr import _MAX_STEPS, Facts, FloorDiv, Max, Min, sym
 from tkpy.ahead import Setting, lower_for
-from tkpy.errors import TkError
+from tkpy.errors import CompileError, TkError
 
 
 def test_a_proof_that_does_not_exist_is_given_up_soon():
@@ -126,3 +126,32 @@ def test_a_loop_of_one_trip_is_no_loop_and_reads_once():
     one, two = (lower_for(centred, Setting("f32", {"N": n})).source for n in (64, 65))
     assert "for j in" in two.replace("# for", "") and two.count("tl.load(") == 4
     assert "for j in" not in one.replace("# for", "") and one.count("tl.load(") == 1
+
+
+@tk.kernel(where=["R <= D"])
+def of_the_first(x: tk.Global["N D"], w: tk.Global["R"], y: tk.Out["N"], *, tile: int = 0):
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.row_sum(tk.load(x, (i, tile), (16, "R")) * tk.load(w, 0, "R")), i)
+
+
+@tk.kernel(where=["R <= D"])
+def sum_of_the_first(x: tk.Global["N D"], w: tk.Global["R"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.row_sum(tk.load(x, (i, 0), (16, "R"))), i)
+
+
+def test_a_named_side_ends_the_tile_also_in_a_longer_dimension():
+    for d, r in ((10, 5), (40, 16), (40, 17), (5, 5)):
+        x = torch.randn(20, d)
+        torch.testing.assert_close(sum_of_the_first(x, torch.ones(r)), x[:, :r].sum(1))
+    source = lower_for(sum_of_the_first, Setting("f32", {"D": 10, "R": 5})).source
+    assert "< 5" in source and "< 10" not in source  # one bound implies the other
+
+
+def test_tiles_of_a_named_side_are_not_counted_in_rounded_ones():
+    x, w = torch.randn(20, 64), torch.ones(32)
+    torch.testing.assert_close(of_the_first(x, w, tile=1), x[:, 32:].sum(1))
+    with pytest.raises(
+        CompileError, match=r"a tile of 5 is not a multiple of 16(.|\n)*tk.at\(1 \* 5\)"
+    ):
+        of_the_first(x, torch.ones(5), tile=1)

@@ -29,7 +29,19 @@ def _place(t, coord, shape, axis, until, sides=None) -> dict:
         raise IRError(f"{t.name} has {rank} dimensions, too few for a tile of rank {len(shape)}")
     which = _tile_dims(t, widths, axis)
     flat_sides = [s if isinstance(s, tuple) else (s,) for s in shape]
-    numbers = sides or tuple(tuple(b.side(s)[0] for s in group) for group in flat_sides)
+    found = [[b.side(s) for s in group] for group in flat_sides]
+    numbers = sides or tuple(tuple(side for side, _ in group) for group in found)
+    # A named side that is not a multiple of 16 has an end of its own, inside the rounded tile.
+    own = (
+        {}
+        if sides
+        else {
+            d: bounds[0]
+            for dims, group in zip(which, found, strict=True)
+            for d, (_, bounds) in zip(dims, group, strict=True)
+            if bounds
+        }
+    )
     start: list[Expr] = []
     side_of = {
         d: n for dims, ns in zip(which, numbers, strict=True) for d, n in zip(dims, ns, strict=True)
@@ -39,12 +51,22 @@ def _place(t, coord, shape, axis, until, sides=None) -> dict:
             start.append(b.norm(c.element))
         else:
             e = b.index(c, f"coordinate {d} of {t.name}")
+            if d in own and e != 0:
+                raise IRError(
+                    f"coordinate {d} of {t.name} counts tiles, and a tile of {own[d]} is not a "
+                    "multiple of 16",
+                    f"give it in elements: tk.at({e} * {own[d]})",
+                )
             start.append(sympy.expand(e * side_of.get(d, 1)))
-    limits = [None] * len(which)
+    limits = [
+        start[dims[0]] + own[dims[0]] if len(dims) == 1 and dims[0] in own else None
+        for dims in which
+    ]
     if until is not None:
         if not which:
             raise IRError("until= bounds the first axis of a tile; a scalar has none")
-        limits[0] = b.index(until, "until")
+        until = b.index(until, "until")
+        limits[0] = until if limits[0] is None else Min(limits[0], until)
     return {
         "param": t.name,
         "start": tuple(start),
