@@ -355,6 +355,16 @@ def test_no_reference():
         check(tk.kernel(kernels.softmax.fn))
 
 
+def test_a_reference_may_say_nan_for_what_does_not_count():
+    """0 * inf under the mask: the reference says NaN where the kernel never looked."""
+
+    def reference(x, labels, sign):
+        at = torch.nn.functional.one_hot(labels.long(), x.shape[1])
+        return (x * at).sum(1) * sign
+
+    check(kernels.pick, reference, examples=150, sizes={"V": (2, 5)}).raise_if_failed()
+
+
 def test_a_reference_that_does_not_fit():
     with pytest.raises(TkError, match="takes z"):
         check(kernels.softmax, lambda z: z)

@@ -18,6 +18,8 @@ from tkpy.testing.model import Model, Verdict, compare, conditioning, same_bits
 from tkpy.testing.plan import Example, Plan, Setting, _shape
 from tkpy.testing.report import describe, reproduction
 
+_GROUPS = 6  # of special elements whose influence is told apart
+
 
 class Failed(Exception):
     """A counterexample. ``text`` says what is wrong and how to see it."""
@@ -246,30 +248,49 @@ class Runner:
     def _spare(self, ask, values, wanted, outputs):
         """Where inputs are infinite or NaN: what else the outputs may be, as (values, where).
 
-        The reference does not say what comes out in two cases. An output may not depend on those
-        elements, which is seen by putting two different numbers there: the reference may still
-        say NaN (0 * inf under a mask), the kernel the number. And fp64's range may decide (1e-200
-        * inf is inf, in fp32 it is NaN): what the reference says in fp32 is as good.
+        The reference does not say what comes out in two cases. An output may not depend on some
+        of those elements, which is seen by putting two different numbers there: the reference may
+        still say NaN (0 * inf under a mask), the kernel what it says with a number in their place.
+        And fp64's range may decide (1e-200 * inf is inf, in fp32 it is NaN): what the reference
+        says in fp32 is as good.
         """
-        if all(bool(v.isfinite().all()) for v in values):
+        odd = [(k, int(i)) for k, v in enumerate(values) for i in _odd(v)]
+        if not odd:
             return []
 
         def at(filled: list[torch.Tensor]) -> list[torch.Tensor]:
             made = ask(self.reference, filled)
             return [_double(made[k]) for k in wanted]
 
-        a, b = (
-            at([v.where(v.isfinite(), torch.full_like(v, fill)) for v in values])
-            for fill in (0.5, -1.25)
-        )
+        def with_numbers(places: list[tuple[int, int]], number: float) -> list[torch.Tensor]:
+            filled = [v.clone(memory_format=torch.contiguous_format) for v in values]
+            for k, i in places:
+                filled[k].view(-1)[i] = number
+            return filled
+
+        # Elements are taken one by one, in groups where there are too many of them.
+        groups = [odd[k::_GROUPS] for k in range(min(len(odd), _GROUPS))]
+        plain = with_numbers(odd, 0.5)
+        a = at(plain)
+        codes = [torch.zeros(x.shape, dtype=torch.int64) for x in a]
+        for bit, group in enumerate(groups):
+            moved = [v.clone() for v in plain]
+            for k, i in group:
+                moved[k].view(-1)[i] = -1.25
+            for code, x, y in zip(codes, a, at(moved), strict=True):
+                code += (x != y).long() << bit
+        spare: list[list] = [[] for _ in a]
+        for code in sorted({int(c) for t in codes for c in t.unique()}):
+            gone = [e for bit, g in enumerate(groups) if not code >> bit & 1 for e in g]
+            for out, x, c in zip(spare, at(with_numbers(gone, 0.5)), codes, strict=True):
+                out.append((x, c == code))
         try:
             short = at([v.float() for v in values])
         except ReferenceRaised:
             short = [_double(t) for t in outputs]
-        return [
-            [(x, x == y), (z, ~z.isfinite() & ~_double(t).isfinite())]
-            for x, y, z, t in zip(a, b, short, outputs, strict=True)
-        ]
+        for out, z, t in zip(spare, short, outputs, strict=True):
+            out.append((z, ~z.isfinite() & ~_double(t).isfinite()))
+        return spare
 
     def _returned(self):
         signature = self.plan.signature
@@ -360,6 +381,11 @@ def poisoned(kernel: Kernel) -> Callable:
         return outputs[0] if len(outputs) == 1 else (outputs or None)
 
     return run
+
+
+def _odd(t: torch.Tensor) -> list[int]:
+    """Flat positions of infinities and NaN."""
+    return (~t.reshape(-1).isfinite()).nonzero()[:, 0].tolist()
 
 
 def _double(t) -> torch.Tensor:
