@@ -112,9 +112,16 @@ def factor(side: int, bounds: Iterable[Expr] = ()) -> Factor:
     """A factor in canonical form: bounds expanded, sorted, without those that cannot bind."""
     constants = [int(b) for b in map(sympy.sympify, bounds) if b.is_Integer]
     others = {sympy.expand(b) for b in map(sympy.sympify, bounds) if not b.is_Integer}
+    if len(others) > 1:  # of bounds that differ by a number the least
+        others = {b for b in others if not any(_exceeds(b, c) for c in others)}
     smallest = min([side, *constants])
     out = tuple(sorted(others, key=str))
     return Factor(side, (*out, sympy.Integer(max(smallest, 0))) if smallest < side else out)
+
+
+def _exceeds(a: Expr, b: Expr) -> bool:
+    difference = a - b
+    return bool(difference.is_Integer and difference > 0)
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,19 @@ def test_tiles_of_a_named_side_are_not_counted_in_rounded_ones():
         CompileError, match=r"a tile of 5 is not a multiple of 16(.|\n)*tk.at\(1 \* 5\)"
     ):
         of_the_first(x, torch.ones(5), tile=1)
+
+
+@tk.kernel
+def neighbours(x: tk.Global["N"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16)) * 16
+    left, right = (tk.load(x, tk.at(i - 1), 16), tk.load(x, tk.at(i), 16))
+    tk.store(y, left + right, tk.at(i))
+
+
+def test_bounds_that_differ_by_a_number_are_one_bound():
+    x = torch.randn(40)
+    want = x.clone()
+    want[1:] += x[:-1]
+    torch.testing.assert_close(neighbours(x), want)
+    source = lower_for(neighbours, Setting("f32")).source
+    assert "< N" in source and "< N + 1" not in source
