@@ -23,22 +23,28 @@ if TYPE_CHECKING:
     from tkpy.lower import Lowered, VariantKey
 
 _PLAIN = (bool, int, float, str, type(None))
-_FINGERPRINT: list[str] = []
+
+
+def _hash_of_sources() -> str:
+    """Of the files that decide the text of a kernel, as they are when they are imported."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parent.parent
+    for package in ("codegen", "tkpy"):
+        for path in sorted((root / package).rglob("*.py")):
+            if not {"cli", "testing", "cpu"} & set(path.relative_to(root).parts):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+#: Taken at import: files that change under a running process are not what it compiles with.
+_SOURCES = _hash_of_sources()
 
 
 def fingerprint() -> str:
-    """A hash of the compiler itself and of what it stands on; computed once a process."""
-    if not _FINGERPRINT:
-        import triton
+    """What identifies the compiler and what it stands on."""
+    import triton
 
-        digest = hashlib.sha256(f"{sys.version_info} {triton.__version__}".encode())
-        root = Path(__file__).resolve().parent.parent
-        for package in ("codegen", "tkpy"):
-            for path in sorted((root / package).rglob("*.py")):
-                if not {"cli", "testing", "cpu"} & set(path.relative_to(root).parts):
-                    digest.update(path.read_bytes())  # what decides the text of a kernel
-        _FINGERPRINT.append(digest.hexdigest())
-    return _FINGERPRINT[0]
+    return f"{_SOURCES} {sys.version_info} {triton.__version__}"
 
 
 class VariantStore:
