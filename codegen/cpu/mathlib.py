@@ -156,8 +156,8 @@ def tanh(e: Emit, x: Val) -> Val:
     big = e.op(
         "fsub", "f32", _f(1.0), e.op("fdiv", "f32", _f(2.0), e.op("fadd", "f32", t, _f(1.0)))
     )
-    big = e.call("llvm.copysign", "f32", big, x)
-    return e.select(e.op("fcmp ult", "f32", ax, _f(0.625), out="i1"), small, big)
+    y = e.select(e.op("fcmp ult", "f32", ax, _f(0.625), out="i1"), small, big)
+    return e.call("llvm.copysign", "f32", y, x)  # of a zero as well
 
 
 def erf(e: Emit, x: Val) -> Val:
@@ -204,6 +204,8 @@ def _trig(e: Emit, x: Val, shift: int) -> Val:
     y = e.select(odd, c, s)
     flip = e.op("shl", "i32", e.op("and", "i32", k, _i(2)), _i(30))
     y = _float(e, e.op("xor", "i32", _bits(e, y), flip))
+    if not shift:  # the sign of a zero was lost on the way
+        y = e.select(e.op("fcmp oeq", "f32", x, _f(0.0), out="i1"), x, y)
     # Beyond the limit (and for infinities, NaN) the C library, behind a test per vector.
     name = "cosf" if shift else "sinf"
     return far_lanes(e, name, near, x, y, n)
