@@ -7,7 +7,7 @@ inner steps are left out: exactly the same results, without multiplying by what 
 
 from __future__ import annotations
 
-from codegen.cpu.emit import Val, const
+from codegen.cpu.emit import INT_BITS, Val, const
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import ZERO, Load, Map, Reindex, Tensor, nest
 from codegen.cpu.ttir import Op
@@ -15,6 +15,8 @@ from codegen.cpu.ttir import Op
 _PURE = ("arith.cmpi", "arith.andi", "arith.addi", "arith.subi", "arith.muli", "tt.expand_dims",
          "tt.broadcast", "tt.splat", "tt.make_range", "arith.constant", "arith.extsi")  # fmt: skip
 _KEEPS_ZERO = ("arith.extf", "arith.truncf", "tt.fp_to_fp", "arith.extsi", "widen")
+_WIDER = ("arith.extsi", "arith.extui")
+NO, YES = const("i1", 0), const("i1", 1)
 _LESS = {"slt": 0, "sle": 1}
 _MORE = {"sgt": 0, "sge": 1}
 
@@ -54,36 +56,90 @@ def count(low, mask: Tensor, axis: int) -> Val | None:
         a, b = (count(low, t, axis) for t in mask.inputs)
         return smaller(low.e, a, b)
     if mask.op_name == "arith.cmpi":
-        return _compared(low, mask, axis)
+        n, plain = _compared(low, mask, axis)
+        if n is None or plain.is_const(1):
+            return n
+        return low.e.select(plain, n, const("i32", mask.shape[axis]))
     return None
 
 
-def _compared(low, cmp: Map, axis: int) -> Val | None:
-    """``ramp < scalar`` (or turned round) where nothing depends on the other axes."""
+def _compared(low, cmp: Map, axis: int) -> tuple[Val | None, Val]:
+    """``ramp < scalar`` (or turned round) where nothing depends on the other axes.
+
+    Gives the count of leading indices where it holds, and whether it holds for no other: a ramp
+    that passes the end of its integers begins again at the other end.
+    """
     a, b = cmp.inputs
     if cmp.word in _MORE:
         a, b, extra = b, a, _MORE[cmp.word]
     elif cmp.word in _LESS:
         extra = _LESS[cmp.word]
     else:
-        return None
+        return None, NO
     others = [k for k, d in enumerate(cmp.shape) if k != axis and d > 1]
     if a.stride(axis) != 1 or b.stride(axis) != 0:
-        return None
+        return None, NO
     if any(t.stride(k) != 0 for t in (a, b) for k in others):
-        return None
+        return None, NO
     e, size = low.e, cmp.shape[axis]
     with nest(e) as g:
         zero = tuple(ZERO for _ in cmp.shape)
         first, end = (e.extend(g.at(t, zero), "i64") for t in (a, b))
         if not (first.uniform and end.uniform):
-            return None
-        n = e.add(e.sub(end, first), const("i64", extra))
-        if n.kind == "c":
-            return const("i32", min(max(n.x, 0), size))
+            return None, NO
+        plain = _plain(g, a, b, axis)
+        if plain is None:
+            return None, NO
+        if first.kind == end.kind == "c":
+            return const("i32", min(max(end.x - first.x + extra, 0), size)), plain
+        n = e.call("llvm.ssub.sat", "i64", end, first)
+        n = e.call("llvm.sadd.sat", "i64", n, const("i64", extra)) if extra else n
         n = e.call("llvm.smax", "i64", n, const("i64", 0))
         n = e.call("llvm.smin", "i64", n, const("i64", size))
-        return e.cast("trunc", n, "i32")
+        return e.cast("trunc", n, "i32"), plain
+
+
+def _plain(g, ramp: Tensor, bound: Tensor, axis: int) -> Val | None:
+    """Do a ramp, and what it and its bound were widened from, stay clear of the wrap?
+
+    None where that takes more than a look at both ends.
+    """
+    e, out = g.e, YES
+    pending, done = [(ramp, axis), (bound, axis)], set()
+    while pending:
+        t, k = pending.pop()
+        if (id(t), k) in done:
+            continue
+        done.add((id(t), k))
+        if isinstance(t, Reindex):
+            if not t.strides:
+                return None
+            if t.strides[k] is not None:
+                pending.append((t.src, t.strides[k]))
+            continue
+        pending += [(x, k) for x in t.inputs]
+        wider = isinstance(t, Map) and t.op_name in _WIDER
+        step = t.stride(k)
+        if step == 0 or not (wider or t is ramp):
+            continue
+        bits = INT_BITS[t.inputs[0].type.elem if wider else t.type.elem]
+        others = (d for d in range(len(t.shape)) if d != k and t.shape[d] > 1)
+        if (
+            step is None
+            or abs(step) * (t.shape[k] - 1) >= 1 << (bits - 1)
+            or any(t.stride(d) != 0 for d in others)
+        ):
+            return None
+        ends = [ZERO] * len(t.shape), [ZERO] * len(t.shape)
+        ends[step > 0][k] = const("i32", t.shape[k] - 1)
+        low, high = (g.at(t, tuple(at)) for at in ends)
+        if low.kind == high.kind == "c":
+            if low.x > high.x:
+                return NO
+        else:
+            fine = e.op("icmp sle", low.ty, low, high, out="i1")
+            out = fine if out is YES else e.op("and", "i1", out, fine)
+    return out
 
 
 def whole(low, tensors, axis: int | None) -> tuple[dict[int, int], Val] | None:
@@ -101,10 +157,12 @@ def whole(low, tensors, axis: int | None) -> tuple[dict[int, int], Val] | None:
             if t.strides and t.strides[k] is not None:
                 pending.append((t.src, t.strides[k]))
         elif isinstance(t, Map) and t.op_name == "arith.cmpi":
-            n = _compared(low, t, k) if id(t) not in found and not t.reads else None
+            if id(t) in found or t.reads:
+                continue
+            n, plain = _compared(low, t, k)
             if n is not None:
                 found[id(t)] = k
-                bound = smaller(low.e, bound, n)
+                bound = smaller(low.e, bound, low.e.select(plain, n, ZERO))
         elif isinstance(t, (Map, Load)):
             pending += [(x, k) for x in t.inputs]
     return None if bound is None or bound.kind == "c" else (found, bound)

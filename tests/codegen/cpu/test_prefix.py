@@ -151,3 +151,35 @@ def test_whole_vectors_are_stored_without_a_mask():
     kernel = count[(1,)](o, 1001, 4096)
     assert torch.equal(o[:1001], torch.arange(1001, dtype=torch.int32)) and (o[1001:] == -1).all()
     assert any(line.strip().startswith("store <") for line in kernel.asm["llir"].splitlines())
+
+
+@triton.jit
+def around(x, o, s, start, end, WIDE: tl.constexpr, N: tl.constexpr):
+    """Lanes whose i32 index, which may wrap, is less than a bound; by loads, stores and a dot."""
+    i = tl.arange(0, N)
+    at = start + i
+    if WIDE:
+        at = at.to(tl.int64)
+    on = at < end
+    tl.store(o + i, tl.load(x + i, on, other=9.0), on)
+    a = tl.load(x + i[:, None] * 0 + i[None, :], on[None, :], other=0.0)
+    b = tl.load(x + i[:, None] + i[None, :] * 0, on[:, None], other=0.0)
+    tl.store(s + i[:, None] * N + i[None, :], tl.dot(a, b), (i[:, None] < N) & on[None, :])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("start", [0, 2**31 - 64, 2**31 - 63, 2**31 - 20, 2**31 - 1, -(2**31), -9])
+@pytest.mark.parametrize("end", [-(2**31), 0, 5, 2**31 - 30, 2**31 - 1, 2**31 + 9])
+def test_a_wrapping_index_masks_what_it_says(start, end, wide):
+    n = 64
+    if end >= 2**31 and not wide:
+        end -= 2**32
+    x = torch.randn(n)
+    o, s = torch.full((n,), 7.0), torch.full((n, n), 7.0)
+    around[(1,)](x, o, s, start, end, wide, n)
+    at = (torch.arange(n, dtype=torch.int64) + start + 2**31) % 2**32 - 2**31
+    on = at < end
+    want = torch.where(on, x, 7.0)
+    assert torch.equal(o, want)
+    total = (x[on].double() ** 2).sum()
+    assert torch.allclose(s[:, on].double(), total, atol=1e-4) and (s[:, ~on] == 7).all()
