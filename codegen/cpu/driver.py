@@ -94,7 +94,7 @@ class CpuDriver(_Base):
         return 0
 
     def get_benchmarker(self):
-        from codegen.cpu.launch import benchmark
+        from codegen.cpu.timing import benchmark
 
         return benchmark
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import mmap
 import struct
 import threading
 import time
+import weakref
 
 import torch
 
@@ -24,10 +26,30 @@ class KernelError(RuntimeError):
     """A device_assert failed."""
 
 
+_loaded: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictionary()
+
+
 def load(binary: bytes) -> tuple[Library, int]:
-    """Object code -> (what keeps it loaded, the kernel's address)."""
-    library = Library(binary)
+    """Object code -> (what keeps it loaded, the kernel's address); the same code is loaded once."""
+    key = hashlib.sha256(binary).digest()
+    library = _loaded.get(key)
+    if library is None:
+        library = _loaded[key] = Library(binary)
     return library, library.address("kernel")
+
+
+_watching: list | None = None
+
+
+@contextlib.contextmanager
+def watch():
+    """Collect what identifies each launch: the kernel's address, grid, and argument bytes."""
+    global _watching
+    keep, _watching = _watching, []
+    try:
+        yield _watching
+    finally:
+        _watching = keep
 
 
 _fixed_threads = environment.reader("TKPY_NUM_THREADS")
@@ -97,7 +119,7 @@ def _span(tensor) -> tuple[int, int]:
 
 
 def _packer(signature, pairs=()):
-    """(a function that writes a launch's arguments into their slots, the slots' address).
+    """(a function that writes a launch's arguments into their slots, the slots).
 
     It is written for a signature, and its slots are reused from launch to launch. The last slot
     has one bit per pair of arguments that the kernel asks about (``lower.alias``): set if their
@@ -150,7 +172,7 @@ def _packer(signature, pairs=()):
     scope = {"_pack": layout.pack_into, "_slots": slots, "_bf16": _bf16, "_span": _span,
              "_address": _address}  # fmt: skip
     exec("\n".join(source), scope)
-    return scope["pack"], ctypes.addressof(slots)
+    return scope["pack"], slots
 
 
 class Launcher:
@@ -161,6 +183,7 @@ class Launcher:
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
         self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()))
+        self.slots_at = ctypes.addressof(self.slots)
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0
 
@@ -172,41 +195,16 @@ class Launcher:
             with _lock:
                 self.pack(*args)
                 threads = min(num_threads(), total)
+                if _watching is not None:
+                    _watching.append((function, gx, gy, gz, self.slots.raw))
                 scratch = _scratch.need(self.scratch * threads)
-                pool().run(function, self.slots, total, gx, gy, gz, scratch, self.scratch,
+                pool().run(function, self.slots_at, total, gx, gy, gz, scratch, self.scratch,
                            self.status_at, threads)  # fmt: skip
                 if self.messages and self.status.value:
                     number, self.status.value = self.status.value, 0
                     raise KernelError(f"device_assert failed: {self.messages[number - 1]}")
         if leave is not None:
             leave(metadata)
-
-
-def benchmark(fn, warmup=25, rep=100, quantiles=None, return_mode="mean", **_):
-    """``triton.testing.do_bench`` for a device without events: wall-clock times in ms.
-
-    Shorter than on a GPU: there are no clocks to warm up, and an autotuner asks for dozens.
-    """
-    warmup, rep = min(warmup, 3), min(rep, 15)
-    fn()
-    start = time.perf_counter()
-    fn()
-    once = max((time.perf_counter() - start) * 1e3, 1e-3)
-    for _i in range(int(warmup / once)):
-        fn()
-    times = []
-    for _i in range(max(3, min(1000, int(rep / once)))):
-        start = time.perf_counter()
-        fn()
-        times.append((time.perf_counter() - start) * 1e3)
-    times.sort()
-    if quantiles is not None:
-        out = [times[min(len(times) - 1, int(q * len(times)))] for q in quantiles]
-        return out[0] if len(out) == 1 else out
-    if return_mode == "all":
-        return times
-    pick = {"min": times[0], "max": times[-1], "median": times[len(times) // 2]}
-    return pick.get(return_mode, sum(times) / len(times))
 
 
 class DeviceInterface:
