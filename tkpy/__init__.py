@@ -14,6 +14,7 @@ from tkpy._shadow import check_siblings as _check_siblings
 
 _check_siblings(_Path(__file__))
 
+import codegen.cpu as _cpu  # noqa: F401  in a checkout, this is what Triton knows the CPU by
 from codegen.ir import bf16 as bf16
 from codegen.ir import bool_ as bool_
 from codegen.ir import f16 as f16

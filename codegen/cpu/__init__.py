@@ -1,11 +1,14 @@
 """A Triton backend for the CPU: TTIR -> LLVM IR -> native code, on llvmlite.
 
-An installed copy is found by Triton through the entry-point group ``triton.backends``. In a
-checkout, ``codegen.cpu.register()`` adds it. ``codegen.cpu.run`` runs a ``triton.jit`` kernel on
-CPU tensors whatever Triton's active driver is.
+An installed copy is found by Triton through the entry-point group ``triton.backends`` (see
+``tkpy_triton``). In a checkout that is not installed, importing this package registers it.
+``codegen.cpu.run`` runs a ``triton.jit`` kernel on CPU tensors whatever Triton's active driver is.
 """
 
 from __future__ import annotations
+
+import os
+import sys
 
 __all__ = ["register", "run"]
 
@@ -14,7 +17,8 @@ def register() -> None:
     """Make Triton know this backend as ``cpu``; does nothing where it already does."""
     from triton import backends as registry
 
-    if "cpu" in registry.backends:
+    known = registry.backends.get("cpu")
+    if known is not None and not getattr(known.compiler, "inert", False):
         return
     from codegen.cpu.compiler import CpuBackend
     from codegen.cpu.driver import CpuDriver
@@ -28,3 +32,15 @@ def run(kernel, grid, *args, **kwargs):
     from codegen.cpu import direct
 
     return direct.run(kernel, grid, args, kwargs)
+
+
+def _register_on_import() -> None:
+    if os.environ.get("TRITON_BACKENDS_IN_TREE") == "1":
+        return  # the user wants Triton's own backends only
+    table = sys.modules.get("triton.backends")
+    if table is not None and not hasattr(table, "backends"):
+        return  # Triton itself imports us, and is about to make the entry
+    register()
+
+
+_register_on_import()

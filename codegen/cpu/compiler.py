@@ -18,8 +18,22 @@ from triton.backends.compiler import GPUTarget
 def _version() -> str:
     """A hash of this package's source: objects that other source generated are not reused."""
     root = Path(__file__).parent
-    text = b"".join(p.read_bytes() for p in sorted(root.rglob("*.py")))
-    return hashlib.sha256(text).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        try:
+            digest.update(path.read_bytes())
+        except OSError:  # its name and time of change have to do
+            digest.update(f"{path} {path.lstat().st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _llvm_version() -> str:
+    try:
+        import llvmlite
+    except ImportError:  # the first compile says so
+        return "none"
+    return llvmlite.__version__
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class CpuBackend(_Base):
         return target.backend == "cpu"
 
     def hash(self) -> str:
-        return f"{_version()}-{self.target.arch}"
+        return f"{_version()}-{_llvm_version()}-{self.target.arch}"
 
     def parse_options(self, options: dict) -> CpuOptions:
         known = {f.name for f in fields(CpuOptions)}

@@ -6,6 +6,7 @@ Nothing heavy is imported here: Triton imports this module inside ``import trito
 from __future__ import annotations
 
 import os
+import platform
 
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase as _Base
@@ -68,9 +69,13 @@ class CpuDriver(_Base):
         return asked == "cpu" if asked else not _gpu_present()
 
     def get_current_target(self) -> GPUTarget:
+        """The host. torch asks for it in every torch.compile, so a lack of llvmlite shows later."""
         from codegen.cpu.toolchain import features
 
-        f = features()
+        try:
+            f = features()
+        except (ImportError, OSError):
+            return GPUTarget("cpu", platform.machine() or "unknown", 1)
         return GPUTarget("cpu", f"{f.cpu}-{f.name}", 1)
 
     def get_active_torch_device(self):

@@ -37,7 +37,13 @@ class Features:
 @functools.cache
 def llvm():
     """llvmlite's binding, ready to generate code for this machine. Loaded at the first compile."""
-    import llvmlite.binding as binding
+    try:
+        import llvmlite.binding as binding
+    except ImportError as error:
+        raise ImportError(
+            f"kernels for the CPU are compiled with llvmlite, which cannot be imported: {error}\n"
+            "  fix: pip install llvmlite"
+        ) from error
 
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()

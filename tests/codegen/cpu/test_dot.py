@@ -5,6 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+
 
 @triton.jit
 def dots(
@@ -192,19 +194,31 @@ def test_batched_dot():
     assert torch.allclose(out, a @ b, atol=1e-5)
 
 
-def test_descriptors_and_block_pointers():
+def test_descriptors():
     @triton.jit
-    def kernel(x, o, p, m, n, B: tl.constexpr):
+    def kernel(x, o, m, n, B: tl.constexpr):
         d = tl.make_tensor_descriptor(x, [m, n], [n, 1], [B, B])
         e = tl.make_tensor_descriptor(o, [m, n], [n, 1], [B, B])
         i, j = tl.program_id(0) * B, tl.program_id(1) * B
         e.store([i, j], d.load([i, j]) * 2)
+
+    x = torch.randn(40, 36)
+    o = torch.zeros_like(x)
+    kernel[(3, 3)](x, o, 40, 36, 16)
+    assert torch.equal(o, x * 2)
+
+
+@pytest.mark.skipif(VERSION >= (3, 9), reason="Triton 3.9 has no block pointers")
+def test_block_pointers():
+    @triton.jit
+    def kernel(x, p, m, n, B: tl.constexpr):
+        i, j = tl.program_id(0) * B, tl.program_id(1) * B
         s = tl.make_block_ptr(x, (m, n), (n, 1), (i, j), (B, B), (1, 0))
         t = tl.make_block_ptr(p, (m, n), (n, 1), (i, j), (B, B), (1, 0))
         v = tl.load(s, boundary_check=(0, 1), padding_option="zero")
         tl.store(t, v + 1, boundary_check=(0, 1))
 
     x = torch.randn(40, 36)
-    o, p = torch.zeros_like(x), torch.zeros_like(x)
-    kernel[(3, 3)](x, o, p, 40, 36, 16)
-    assert torch.equal(o, x * 2) and torch.equal(p, x + 1)
+    p = torch.zeros_like(x)
+    kernel[(3, 3)](x, p, 40, 36, 16)
+    assert torch.equal(p, x + 1)
