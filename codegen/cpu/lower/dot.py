@@ -12,6 +12,7 @@ from codegen.cpu.emit import Val, const, ll, mangle
 from codegen.cpu.lower import prefix, tiles
 from codegen.cpu.lower.shape import _divmod
 from codegen.cpu.lower.tensor import (
+    ZERO,
     Buffer,
     Map,
     Nest,
@@ -129,10 +130,62 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool, k_stop=None, n_stop=None) -
             k_end = k if k_stop is None else e.mul(k_stop, const("i32", k // out.shape[0]))
             e.loop(0, n if n_stop is None else n_stop, width, column)
         return
+    if pairs and n % (2 * width) == 0:
+        _interleave(low, src, out, k_stop, n_stop)
+        return
     value = Pairs(src) if pairs else src
+    whole = {} if pairs else {axis: prefix.whole(low, (src,), axis) for axis in (0, 1)}
     with nest(e) as g:
         loops(g, value.shape, 1, width, lambda idx: out.put(g, idx, g.at(value, idx)),
-              {0: k_stop, 1: n_stop})  # fmt: skip
+              {0: k_stop, 1: n_stop}, whole, out.width // width)  # fmt: skip
+
+
+def _interleave(low, src: Tensor, out: Panel, k_stop, n_stop) -> None:
+    """Rows 2k and 2k + 1 of a 16-bit matrix, element by element in turn, into panels."""
+    e = low.e
+    width = e.features.width
+    lanes = 2 * width
+    t = f"<{lanes} x i16>"
+    k, n = out.shape
+    whole = {axis: prefix.whole(low, (src,), axis) for axis in (0, 1)}
+    with nest(e) as g:
+
+        def pair(i: Val, j: Val) -> None:
+            g.lanes = Val("i32", "a", n=lanes, base=j, stride=const("i32", 1), level=j.level)
+            rows = []
+            for part in (0, 1):
+                row = g.affine(i, 2, part)
+                if surely:
+                    g.outer.append((whole[0][0], row))
+                rows.append(e.operand(g.at(src, (row, g.lanes)), lanes))
+                if surely:
+                    g.outer.pop()
+            for half in (0, 1):
+                order = ", ".join(f"i32 {half * width + q + r * lanes}"
+                                  for q in range(width) for r in (0, 1))  # fmt: skip
+                v = e.raw(f"shufflevector {t} {rows[0]}, {t} {rows[1]}, <{lanes} x i32> <{order}>")
+                v = e.raw(f"bitcast {t} {v} to <{width} x i32>")
+                at = g.affine(j, 1, half * width)
+                at = Val("i32", "a", n=width, base=at, stride=const("i32", 1), level=j.level)
+                out.put(g, (i, at), e.wrap("i32", v, width))
+
+        def row(i: Val, _) -> None:
+            start, end = ZERO, const("i32", n) if n_stop is None else n_stop
+            if whole[1] is not None:
+                g.known, count = whole[1]
+                start = e.op("and", "i32", prefix.smaller(e, count, n_stop), const("i32", -lanes))
+                e.loop(0, start, lanes, lambda j, _: pair(i, j))
+                g.known = {}
+            e.loop(start, end, lanes, lambda j, _: pair(i, j))
+
+        end = const("i32", k) if k_stop is None else k_stop
+        start, surely = ZERO, whole[0] is not None
+        if surely:
+            start = e.op("lshr", "i32", whole[0][1], const("i32", 1))
+            start = prefix.smaller(e, start, k_stop)
+            e.loop(0, start, 1, row)
+            surely = False
+        e.loop(start, end, 1, row)
 
 
 def _widen(t: Tensor, elem: str) -> Tensor:
@@ -236,11 +289,13 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         steps = prefix.up_to(e, k_stop, group * k // rows)
         k_stop = e.op("lshr", "i32", steps, const("i32", 1)) if native else steps
         k_stop = prefix.smaller(e, k_stop, const("i32", rows))
-    if not (type(a) is Buffer and a.steps[1] == 1):
-        packed = low.alloc(a.type)
+    if not (type(a) is Buffer and (a.steps[1] == 1 or not (use_tiles or native))):
         a_stop = k_stop if k_stop is None else e.mul(k_stop, const("i32", k // rows))
+        along = contiguous_axis(a)
+        packed = low.alloc(a.type, (1, 0) if along == 0 and not native else None)
         with nest(e):
-            write(e, a, packed, stops={0: m_stop, 1: a_stop})
+            whole = {axis: prefix.whole(low, (a,), axis) for axis in (0, 1)}
+            write(e, a, packed, along, {0: m_stop, 1: a_stop}, whole, 4)
         a = packed
     bty = Type("i32" if native else elem, (rows, n), True)
     panel = Panel(bty, low.alloc(bty).base, nr)
@@ -313,7 +368,8 @@ class _Kernel:
         def body(k, accs):
             accs = list(accs)
             bk = e.offset(b0, e.mul(k, const("i32", nr)), size)
-            ak = [e.offset(p, e.mul(k, const("i32", per)), asize) for p in a0]
+            along = const("i32", per * self.a.steps[1])
+            ak = [e.offset(p, e.mul(k, along), asize) for p in a0]
             for u in range(unroll):
                 bs = []
                 for v in range(nv):
@@ -324,7 +380,7 @@ class _Kernel:
                         )
                     )
                 for r in range(mr):
-                    p = e.offset(ak[r], const("i32", u * per), asize)
+                    p = e.offset(ak[r], const("i32", u * per * self.a.steps[1]), asize)
                     av = self.broadcast(e, p, asize)
                     for v in range(nv):
                         accs[r * nv + v] = self.multiply(e, av, bs[v], accs[r * nv + v])

@@ -62,7 +62,7 @@ def store(low, op: Op) -> None:
 def _store(low, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
     e = low.e
     axis = _store_axis(p, value, BYTES[value.type.elem])
-    whole = prefix.whole(low, (mask, value), axis)
+    whole = {axis: prefix.whole(low, (mask, value), axis)}
     with nest(e) as g:
 
         def body(idx) -> None:

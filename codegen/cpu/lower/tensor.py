@@ -275,6 +275,7 @@ class Nest:
         self.e = e
         self.known: dict[int, int] = {}  # comparisons that hold in the part being emitted: axis
         self.lanes: Val | None = None  # ... where this is their index along that axis
+        self.outer: list[tuple[dict[int, int], Val]] = []  # the same for axes without lanes
 
     def affine(self, i: Val, scale: int, shift: int) -> Val:
         """``i * scale + shift`` for an index component, made at the level of ``i``."""
@@ -290,6 +291,9 @@ class Nest:
         e = self.e
         if self.known and id(t) in self.known and idx[self.known[id(t)]] is self.lanes:
             return const("i1", 1)
+        for known, i in self.outer:
+            if id(t) in known and idx[known[id(t)]] is i:
+                return const("i1", 1)
         level = max([e.base_level, *(i.level for i in idx)])
         level = min(level, e.scope.level)
         memo = e.scopes[level].memo
@@ -358,18 +362,24 @@ def contiguous_axis(t: Tensor) -> int | None:
 
 
 def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Val, ...]], None],
-          stops: dict[int, Val | None] | None = None, whole=None):  # fmt: skip
+          stops: dict[int, Val | None] | None = None, whole=None, unroll: int = 1):  # fmt: skip
     """Call ``body`` at every index, lanes along ``axis``: that axis innermost, others in order.
 
-    ``stops`` end an axis early (lanes at the end of the vector that they are in).
-    ``whole`` is (comparisons, count): they hold for that many lanes, which get a loop without them.
+    ``stops`` end an axis early (lanes at the end of the vector that they are in). ``whole`` gives
+    (comparisons, count) per axis: they hold for that many of its indices, which get loops without
+    them, ``unroll`` vectors at a time.
     """
     e = g.e
     ends = {a: v for a, v in (stops or {}).items() if v is not None}
+    whole = {a: v for a, v in (whole or {}).items() if v is not None}
     idx: list[Val] = [ZERO] * len(shape)
     outer = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
 
-    def lanes() -> None:
+    def least(a: int, b: Val) -> Val:
+        """The smaller of a count and the end of its axis."""
+        return b if a not in ends else e.call("llvm.smin", "i32", b, ends[a])
+
+    def lanes(split: bool) -> None:
         if axis is None:
             body(tuple(idx))
             return
@@ -379,42 +389,63 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
         def ramp(start: Val) -> Val:
             return Val("i32", "a", n=n, base=start, stride=const("i32", 1), level=start.level)
 
-        if size // n <= 4 and axis not in ends:
+        if size // n <= 4 and axis not in ends and not (split and axis in whole):
             for start in range(0, size, n):
                 idx[axis] = ramp(const("i32", start))
                 body(tuple(idx))
-        else:
-
-            def step(i, _):
-                g.lanes = idx[axis] = ramp(i)
-                body(tuple(idx))
-
-            start, end = ZERO, ends.get(axis, size)
-            if whole is not None and axis not in ends:
-                g.known, count = whole
-                start = e.op("and", "i32", count, const("i32", -n))
-                e.loop(0, start, n, step)
-                g.known = {}
-            e.loop(start, end, n, step)
-
-    def level(k: int) -> None:
-        if k == len(outer):
-            lanes()
             return
 
         def step(i, _):
-            idx[outer[k]] = i
-            level(k + 1)
+            g.lanes = idx[axis] = ramp(i)
+            body(tuple(idx))
 
-        e.loop(0, ends.get(outer[k], shape[outer[k]]), 1, step)
+        def steps(i, _):
+            for u in range(ways):
+                step(g.affine(i, 1, u * n), None)
 
-    level(0)
+        start, end = ZERO, ends.get(axis, size)
+        ways = min(unroll, size // n)
+        if axis in whole and split:
+            g.known, count = whole[axis]
+            start = e.op("and", "i32", least(axis, count), const("i32", -n * ways))
+            e.loop(ZERO, start, n * ways, steps)
+            g.known = {}
+        elif axis not in ends and ways > 1:
+            e.loop(ZERO, size, n * ways, steps)
+            return
+        e.loop(start, end, n, step)
+
+    def level(k: int, split: bool) -> None:
+        if k == len(outer):
+            lanes(split)
+            return
+        a = outer[k]
+        start, end = ZERO, ends.get(a, shape[a])
+
+        def step(i, _):
+            idx[a] = i
+            level(k + 1, split)
+
+        def known(i, _):
+            g.outer.append((whole[a][0], i))
+            step(i, None)
+            g.outer.pop()
+
+        if a in whole and split:
+            start = least(a, whole[a][1])
+            e.loop(ZERO, start, 1, known)
+            split = False  # what is left over is not worth more loops
+        e.loop(start, end, 1, step)
+
+    level(0, True)
 
 
-def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None, stops=None) -> None:
+def write(e: Emit, t: Tensor, out: Buffer, axis: int | None = None, stops=None,
+          whole=None, unroll: int = 1) -> None:  # fmt: skip
     """Evaluate a tensor into a buffer, in one loop nest."""
     if axis is None:
         axis = lane_axis(t.shape, contiguous_axis(t) if t.shape else None)
     with nest(e) as g:
         width = e.features.width
-        loops(g, t.shape, axis, width, lambda idx: out.put(g, idx, g.at(t, idx)), stops)
+        loops(g, t.shape, axis, width, lambda idx: out.put(g, idx, g.at(t, idx)), stops,
+              whole, unroll)  # fmt: skip
