@@ -1,4 +1,4 @@
-"""Compile generated Triton source ahead of time, for a GPU that need not be present.
+"""Compile generated Triton source ahead of time, for a GPU that need not be present, or this CPU.
 
 No driver is asked for anything: the target, the argument types and what is known about divisibility
 are given. `Compiled` holds the text of every stage and the binary, which codegen/inspect.py reads.
@@ -34,9 +34,12 @@ TARGETS: Mapping[str, GPUTarget] = MappingProxyType(
     }
 )
 
+#: The processor that this runs on; its code generator is ``codegen.cpu``.
+CPU = "cpu"
+
 
 class UnknownTarget(ValueError):
-    """A target that is not one of TARGETS."""
+    """A target that is neither one of TARGETS nor CPU."""
 
 
 class ToolMissing(RuntimeError):
@@ -48,7 +51,8 @@ class Compiled:
     """One kernel compiled for one target.
 
     asm maps a stage to its text (`ttir`, `ttgir`, `llir`, then `ptx` or `amdgcn`) and `cubin` or
-    `hsaco` to bytes. metadata is Triton's: name, shared (bytes per block), num_warps, ...
+    `hsaco` to bytes; for CPU `ttir`, `llir` and `asm`, and `cpuobj` to bytes. metadata is Triton's:
+    name, shared (bytes per block), num_warps, ...
     """
 
     target: str
@@ -57,23 +61,23 @@ class Compiled:
 
     @property
     def assembly(self) -> str:
-        """The last textual stage: PTX for NVIDIA, amdgcn for AMD."""
-        return self.asm["ptx"] if "ptx" in self.asm else self.asm["amdgcn"]
+        """The last textual stage: PTX for NVIDIA, amdgcn for AMD, the processor's own for CPU."""
+        return next(self.asm[stage] for stage in ("ptx", "amdgcn", "asm") if stage in self.asm)
 
     @property
     def binary(self) -> bytes:
-        """The ELF object: a cubin or an hsaco."""
-        return self.asm["cubin"] if "cubin" in self.asm else self.asm["hsaco"]
+        """The object file: a cubin, an hsaco, or the system's own for CPU."""
+        return next(self.asm[stage] for stage in ("cubin", "hsaco", "cpuobj") if stage in self.asm)
 
     @functools.cached_property
     def sass(self) -> str:
         """NVIDIA's machine code, disassembled when first asked for.
 
-        Raises ToolMissing without nvdisasm, and ValueError for an AMD target, whose machine code
-        `asm["amdgcn"]` shows already.
+        Raises ToolMissing without nvdisasm, and ValueError for another target, whose machine code
+        `assembly` shows already.
         """
         if "cubin" not in self.asm:
-            raise ValueError(f"{self.target} has no SASS: its machine code is asm['amdgcn']")
+            raise ValueError(f"{self.target} has no SASS: its machine code is `assembly`")
         # -c: code only, without the dump of data sections.
         return run_tool("nvdisasm", "-c", binary=self.binary)
 
@@ -99,8 +103,7 @@ def compile_source(
     signature and constexprs together are not exactly the kernel's arguments; ValueError for another
     divisibility than 16; and whatever Triton raises for a kernel that it cannot compile.
     """
-    if target not in TARGETS:
-        raise UnknownTarget(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
+    described = _target(target)
     function = getattr(load(source, kernel, interpret=False), kernel, None)
     if not isinstance(function, triton.runtime.JITFunction):
         raise KeyError(f"the source has no @triton.jit function {kernel!r}")
@@ -114,12 +117,25 @@ def compile_source(
     with _writable_triton_cache():
         result = triton.compile(
             ASTSource(fn=function, signature=types, constexprs=dict(constexprs), attrs=properties),
-            target=TARGETS[target],
+            target=described,
             options={"num_warps": num_warps, "num_stages": num_stages},
         )
     # "source" is TTIR before any pass: of no use to a reader.
     asm = {stage: text for stage, text in result.asm.items() if stage != "source"}
     return Compiled(target, MappingProxyType(asm), MappingProxyType(_metadata(result)))
+
+
+def _target(name: str) -> GPUTarget:
+    if name in TARGETS:
+        return TARGETS[name]
+    if name != CPU:
+        known = ", ".join([*TARGETS, CPU])
+        raise UnknownTarget(f"unknown target {name!r}: choose one of {known}")
+    from codegen.cpu import register
+    from codegen.cpu.driver import CpuDriver
+
+    register()
+    return CpuDriver().get_current_target()
 
 
 def _complete_signature(

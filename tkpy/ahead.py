@@ -1,4 +1,4 @@
-"""From a kernel to machine code for a GPU that need not be present.
+"""From a kernel to machine code, for a GPU that need not be present or for this CPU.
 
 A *setting* is everything that decides what a launch would compile: element types, constants, the
 sizes of dimensions, which optional arguments are given. The variant is found by the same code
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from triton.errors import TritonError
 
-from codegen.aot import Compiled, compile_source
+from codegen.aot import CPU, Compiled, compile_source
+from codegen.cpu.ttir import Unsupported
 from codegen.ir import DTYPES, DType, Function
 from tkpy.call import Call, holds
 from tkpy.errors import TkError
@@ -122,12 +123,13 @@ def lower_for(kernel: Kernel, setting: Setting, device: str = "cuda", **options)
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:
-    """Machine code of that variant for ``target``, one of ``codegen.aot.TARGETS``.
+    """Machine code of that variant for ``target``: one of ``codegen.aot.TARGETS``, or "cpu".
 
     Raises SettingError for what ``call_of`` refuses, and TkError for a kernel that is not legal or
     that Triton cannot compile for this target.
     """
-    return compile_lowered(kernel, lower_for(kernel, setting or Setting()), target)
+    device = "cpu" if target == CPU else "cuda"
+    return compile_lowered(kernel, lower_for(kernel, setting or Setting(), device), target)
 
 
 def compile_lowered(kernel: Kernel, lowered: Lowered, target: str) -> Compiled:
@@ -144,7 +146,8 @@ def compile_lowered(kernel: Kernel, lowered: Lowered, target: str) -> Compiled:
             num_stages=kernel.num_stages,
             attrs={name: 16 for name, t in types.items() if t.startswith("*")},
         )
-    except (TritonError, RuntimeError) as e:  # RuntimeError: from its passes and from LLVM
+    # RuntimeError: from Triton's passes and from LLVM. Unsupported: from the CPU backend.
+    except (TritonError, RuntimeError, Unsupported) as e:
         reason = str(e).strip() or type(e).__name__
         raise TkError(f"Triton cannot compile {kernel.name} for {target}:\n{reason}") from e
 

@@ -9,7 +9,7 @@ import pytest
 import triton
 
 from codegen import aot
-from codegen.aot import TARGETS, ToolMissing, UnknownTarget, compile_source
+from codegen.aot import CPU, TARGETS, ToolMissing, UnknownTarget, compile_source
 
 SCALE = """
 import triton
@@ -70,12 +70,22 @@ def test_every_stage_of_every_target(target):
     assert compiled.metadata["shared"] > 0
 
 
+def test_the_processor_is_a_target_too():
+    compiled = compile_source(SCALE, "scale", SIGNATURE, {"SIZE": 256}, "cpu")
+    assert {"ttir", "llir", "asm", "cpuobj"} <= set(compiled.asm)
+    assert "tt.func public @scale" in compiled.asm["ttir"]
+    assert compiled.assembly == compiled.asm["asm"] and "kernel:" in compiled.assembly
+    assert compiled.binary == compiled.asm["cpuobj"] and isinstance(compiled.binary, bytes)
+    with pytest.raises(ValueError, match="cpu has no SASS"):
+        _ = compiled.sass
+
+
 def test_no_driver_is_asked(monkeypatch):
     def refuse(self):
         raise AssertionError("a driver was asked for")
 
     monkeypatch.setattr(type(triton.runtime.driver), "active", property(refuse))
-    for target in TARGETS:
+    for target in (*TARGETS, CPU):
         compile_source(SCALE, "scale", SIGNATURE, {"SIZE": 512}, target)
 
 

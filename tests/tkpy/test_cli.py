@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 import tkpy
-from codegen.aot import TARGETS
+from codegen.aot import CPU, TARGETS
 from codegen.inspect import INSTRUCTIONS
 from tkpy.cli import app, find
-from tkpy.cli.options import Target
+from tkpy.cli.options import AnyTarget, Target
 
 FILE = cli_kernels.__file__
 RUNNER = CliRunner()
@@ -187,6 +187,8 @@ STAGES = {
     "ptx": ".target sm_90a",
     "sass": "EXIT",
     "amdgcn": "s_endpgm",
+    "llvm": "define void @kernel",
+    "asm": "kernel:",
 }
 
 
@@ -194,6 +196,21 @@ STAGES = {
 def test_show_every_stage(stage):
     out = tk("show", f"{FILE}:scaled", "--stage", stage).stdout
     assert STAGES[stage] in out and "\x1b[" not in out
+
+
+@pytest.mark.parametrize("stage", ["triton", "ttir", "llvm", "asm"])
+@pytest.mark.parametrize("features", ["", "base"])
+def test_show_for_this_processor(stage, features, monkeypatch):
+    """The text is that of the kernel which a call on CPU tensors would run."""
+    monkeypatch.setenv("TKPY_CPU_FEATURES", features)
+    common = ["show", f"{FILE}:scaled", "--dtype", "f32", "--target", "cpu", "--stage", stage]
+    out = tk(*common).stdout
+    assert STAGES[stage] in out
+    if features and stage == "llvm":
+        assert "<4 x float>" in out and "<8 x float>" not in out
+    # A GPU's strides may be passed in units of 16, which the CPU has no use for.
+    gpu = tk("show", f"{FILE}:scaled", "--dtype", "f32", "--stage", "triton").stdout
+    assert stage != "triton" or out != gpu
 
 
 def test_show_is_byte_for_byte_in_a_pipe():
@@ -231,7 +248,9 @@ def test_show_after_a_pass():
         (["--dim", "D=-4"], "positive"),
         (["--set", "rose=32"], "did you mean rows?"),
         (["--set", "rows=many"], "of type int"),
-        (["--stage", "asm"], "asm"),
+        (["--stage", "obj"], "obj"),
+        (["--stage", "asm", "--target", "sm_90"], "sm_90 has no stage asm; it has ttir, ttgir"),
+        (["--stage", "llir", "--target", "cpu"], "cpu has no stage llir; it has ttir, llvm, asm"),
         (["--target", "sm_99"], "sm_99"),
         (["--stage", "ptx", "--target", "gfx942"], "gfx942 has no stage ptx"),
         (["--stage", "amdgcn", "--target", "sm_90"], "sm_90 has no stage amdgcn"),
@@ -253,6 +272,12 @@ def test_sizes_that_break_a_precondition_are_refused():
 
 def test_targets_are_those_of_the_compiler():
     assert [str(t) for t in Target] == list(TARGETS)
+    assert [str(t) for t in AnyTarget] == [*TARGETS, CPU]
+
+
+def test_inspect_reads_gpus_only():
+    """Occupancy, warps and shared memory mean nothing on a CPU."""
+    assert "sm_90" in tk("inspect", f"{FILE}:scaled", "--target", "cpu", status=2).stderr
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -23,6 +23,16 @@ class Target(enum.StrEnum):
     gfx942 = "gfx942"
 
 
+class AnyTarget(enum.StrEnum):
+    """The GPUs, and the processor that this runs on."""
+
+    sm_80 = "sm_80"
+    sm_90 = "sm_90"
+    sm_100 = "sm_100"
+    gfx942 = "gfx942"
+    cpu = "cpu"
+
+
 class Dtype(enum.StrEnum):
     bf16 = "bf16"
     f16 = "f16"

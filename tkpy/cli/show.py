@@ -9,20 +9,20 @@ from typing import Annotated
 
 import typer
 
-from codegen.aot import Compiled
+from codegen.aot import CPU, Compiled
 from codegen.ir import Function
 from codegen.text import print_function
 from tkpy.ahead import Setting, compile_lowered, lower_for
 from tkpy.cli.app import NotFound
 from tkpy.cli.find import find
-from tkpy.cli.options import Constants, Dims, Dtype, DtypeName, KernelName, Target, setting
+from tkpy.cli.options import AnyTarget, Constants, Dims, Dtype, DtypeName, KernelName, setting
 from tkpy.cli.output import print_code
 from tkpy.kernel import Kernel
 from tkpy.lower import Lowered
 
 
 class Stage(enum.StrEnum):
-    """The stages, in order. Those from ttir on need Triton to compile for a target."""
+    """The stages, in order: those of GPUs, then the CPU's. From ttir on Triton compiles."""
 
     source = "source"
     tile = "tile"
@@ -33,6 +33,8 @@ class Stage(enum.StrEnum):
     ptx = "ptx"
     sass = "sass"
     amdgcn = "amdgcn"
+    llvm = "llvm"
+    asm = "asm"
 
 
 _LANGUAGES = {
@@ -40,17 +42,31 @@ _LANGUAGES = {
     Stage.tile: "text",
     Stage.triton: "python",
     Stage.llir: "llvm",
+    Stage.llvm: "llvm",
     Stage.ptx: "ptx",
+    Stage.asm: "gas",
 }
-_NVIDIA_ONLY, _AMD_ONLY = {Stage.ptx, Stage.sass}, {Stage.amdgcn}
+_BEFORE = (Stage.source, Stage.tile, Stage.triton)  # of every target
+_NVIDIA = (Stage.ttir, Stage.ttgir, Stage.llir, Stage.ptx, Stage.sass)
+_AMD = (Stage.ttir, Stage.ttgir, Stage.llir, Stage.amdgcn)
+_CPU = (Stage.ttir, Stage.llvm, Stage.asm)
+_LATER = {AnyTarget.gfx942: _AMD, AnyTarget.cpu: _CPU}
+_DEFAULTS = {
+    Stage.amdgcn: AnyTarget.gfx942,
+    Stage.llvm: AnyTarget.cpu,
+    Stage.asm: AnyTarget.cpu,
+}
 
 
 def show(
     kernel: KernelName,
     stage: Annotated[Stage, typer.Option(help="What to print.")] = Stage.triton,
     target: Annotated[
-        Target | None,
-        typer.Option(help="The GPU, for ttir and later.", show_default="sm_90; amdgcn: gfx942"),
+        AnyTarget | None,
+        typer.Option(
+            help="The GPU, or cpu: this processor.",
+            show_default="sm_90; amdgcn: gfx942; llvm, asm: cpu",
+        ),
     ] = None,
     dtype: DtypeName = Dtype.bf16,
     dim: Dims = None,
@@ -60,18 +76,17 @@ def show(
         typer.Option("--pass", metavar="NAME", help="Tile IR as this pass leaves it."),
     ] = None,
 ) -> None:
-    """Print a kernel as its author wrote it, as tile IR, as Triton, or as a GPU's assembly.
+    """Print a kernel as its author wrote it, as tile IR, as Triton, or as assembly.
 
     The variant shown is the one that a launch with contiguous, aligned tensors would use. Named
     dimensions that are tile sides have 64 elements unless --dim says otherwise.
     """
     found = find(kernel)
     if target is None:
-        target = Target.gfx942 if stage in _AMD_ONLY else Target.sm_90
-    amd = target is Target.gfx942
-    if (stage in _NVIDIA_ONLY and amd) or (stage in _AMD_ONLY and not amd):
-        other = "ttir, ttgir, llir, amdgcn" if amd else "ttir, ttgir, llir, ptx, sass"
-        raise NotFound(f"{target} has no stage {stage}; it has {other}")
+        target = _DEFAULTS.get(stage, AnyTarget.sm_90)
+    later = _LATER.get(target, _NVIDIA)
+    if stage not in (*_BEFORE, *later):
+        raise NotFound(f"{target} has no stage {stage}; it has {', '.join(later)}")
     if after is not None and stage is not Stage.tile:
         raise NotFound("--pass is of tile IR: give --stage tile too")
     chosen = setting(found.kernel, dtype, dim, constant)
@@ -89,10 +104,11 @@ class Stages:
 
     def __init__(self, kernel: Kernel, setting: Setting, target: str):
         self.kernel, self.setting, self.target = kernel, setting, target
+        self.device = "cpu" if target == CPU else "cuda"
 
     @functools.cached_property
     def lowered(self) -> Lowered:
-        return lower_for(self.kernel, self.setting)
+        return lower_for(self.kernel, self.setting, self.device)
 
     @functools.cached_property
     def compiled(self) -> Compiled:
@@ -106,7 +122,9 @@ class Stages:
             return print_function(self.lowered.fn)
         if stage is Stage.triton:
             return self.lowered.source
-        return self.compiled.sass if stage is Stage.sass else self.compiled.asm[str(stage)]
+        if stage is Stage.sass:
+            return self.compiled.sass
+        return self.compiled.asm["llir" if stage is Stage.llvm else str(stage)]
 
     def after(self, wanted: str) -> str:
         """Tile IR as the pass ``wanted`` leaves it; one that runs again is called name-2."""
@@ -116,7 +134,7 @@ class Stages:
             times = sum(known == name or known.startswith(f"{name}-") for known in texts)
             texts[f"{name}-{times + 1}" if times else name] = print_function(fn)
 
-        lower_for(self.kernel, self.setting, watch=watch)
+        lower_for(self.kernel, self.setting, self.device, watch=watch)
         if wanted not in texts:
             raise NotFound(f"no pass {wanted!r}\n  there is {', '.join(texts)}")
         return texts[wanted]
