@@ -13,6 +13,8 @@ from pathlib import Path
 from triton.backends.compiler import BaseBackend as _Base
 from triton.backends.compiler import GPUTarget
 
+from codegen.cpu import environment
+
 
 @functools.cache
 def _version() -> str:
@@ -62,10 +64,12 @@ class CpuOptions:
     backend_name: str = "cpu"
     instrumentation_mode: str = ""
     ir_override: str | None = None
+    check: bool = False  # codegen.cpu.check
 
     def hash(self) -> str:
         """Only what changes the code takes part: warps, stages and registers do not."""
         key = f"{self.debug}-{self.arch}-{self.enable_fp_fusion}-{self.sanitize_overflow}"
+        key += f"-{self.check}"
         return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -90,6 +94,11 @@ class CpuBackend(_Base):
                 given[k] = tuple(v)
         extra = {k: v for k, v in options.items() if k not in known}
         given["arch"] = str(self.target.arch)
+        given.setdefault("check", environment.checking())
+        if given["check"]:
+            from codegen.cpu import poison
+
+            poison.install()
         out = CpuOptions(**given)
         for k, v in extra.items():  # accepted and ignored; Triton looks for the names it passed
             object.__setattr__(out, k, v)
@@ -149,7 +158,7 @@ def _llir(module, metadata: dict, options: CpuOptions) -> str:
     ops = parse(str(module))
     metadata["name"] = ops.kernel.name
     metadata["shared"] = 0
-    text, info = lower(ops, features(), options.enable_fp_fusion)
+    text, info = lower(ops, features(), options.enable_fp_fusion, options.check)
     metadata["cpu"] = info
     return text
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import weakref
 
+from codegen.cpu import environment
+
 _state: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -43,7 +45,7 @@ def run(fn, grid, args: tuple, kwargs: dict):
 
     from codegen.cpu.toolchain import features
 
-    arch = features().name
+    arch = (features().name, environment.checking())
     with _lock:
         states = _state.setdefault(fn, {})
         if arch not in states:

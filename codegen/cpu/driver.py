@@ -15,6 +15,11 @@ from codegen.cpu import environment
 
 _forced_features = environment.reader("TKPY_CPU_FEATURES")
 
+if environment.checking():  # before the first output is allocated
+    from codegen.cpu import poison
+
+    poison.install()
+
 
 def _gpu_present() -> bool:
     """Does another backend's driver say that it is active?"""
@@ -89,8 +94,10 @@ class CpuDriver(_Base):
         return DeviceInterface
 
     def get_current_device(self) -> int:
-        # A forced feature set is a device of its own: Triton keeps compiled kernels per device.
-        return _forced_features() or 0
+        # A forced feature set is a device of its own, and so is the checking mode: Triton keeps
+        # compiled kernels per device.
+        forced = _forced_features() or 0
+        return f"check-{forced}" if environment.checking() else forced
 
     def set_current_device(self, device) -> None:
         """There is one."""

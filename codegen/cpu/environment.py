@@ -18,3 +18,11 @@ def reader(name: str) -> Callable[[], str | None]:
         return lambda: os.environ.get(name)
     key = encode(name)
     return lambda: os.environ.get(name) if key in data else None
+
+
+_check = reader("TKPY_CPU_CHECK")
+
+
+def checking() -> bool:
+    """Are kernels to be compiled and run in the checking mode (``codegen.cpu.check``)?"""
+    return _check() not in (None, "", "0")

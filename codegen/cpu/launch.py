@@ -178,6 +178,11 @@ def _packer(signature, pairs=()):
 class Launcher:
     """Called by Triton as (gx, gy, gz, stream, function, metadata, ..., hooks, *args)."""
 
+    def __new__(cls, src, metadata):
+        if "check" in (getattr(metadata, "cpu", None) or {}):
+            from codegen.cpu.check import CheckedLauncher as cls
+        return object.__new__(cls)
+
     def __init__(self, src, metadata) -> None:
         info = getattr(metadata, "cpu", None) or {}
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096

@@ -6,7 +6,18 @@ import re
 import struct
 
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
-from codegen.cpu.lower import alias, control, dot, library, memory, reduce, rest, shape, tiles
+from codegen.cpu.lower import (
+    alias,
+    control,
+    dot,
+    guard,
+    library,
+    memory,
+    reduce,
+    rest,
+    shape,
+    tiles,
+)
 from codegen.cpu.lower.elementwise import TABLE
 from codegen.cpu.lower.tensor import (
     Buffer,
@@ -43,6 +54,8 @@ class Lowering:
         self.own_uses: Uses | None = None
         self.pairs: dict[tuple[int, int, bool], int] = {}
         self.risks: dict[int, int] = {}
+        self.check = False  # the checking mode: what memory accesses stand for, with their places
+        self.sites: list[tuple[str, str, int, int]] = []
 
     # -- errors ----------------------------------------------------------------------------
 
@@ -323,10 +336,11 @@ OPS = {
 # -- the module ------------------------------------------------------------------------------
 
 
-def lower(module: Module, features, contract: bool = True) -> tuple[str, dict]:
+def lower(module: Module, features, contract: bool = True, check: bool = False) -> tuple[str, dict]:
     """LLVM IR text of a kernel and what the launcher must know about it."""
     func = module.kernel
     low = Lowering(module, features, contract)
+    low.check = check
     low.func = func
     low.uses = low.own_uses = Uses(func)
     entry = func.body.entry
@@ -334,10 +348,15 @@ def lower(module: Module, features, contract: bool = True) -> tuple[str, dict]:
         if ty.elem not in LLVM:
             raise Unsupported(f"{module.where(func.loc)}: argument {name}: type {ty} is unknown")
         low.env[name] = Val(ty.elem, "u", f"%arg{k}")
+    if check:
+        guard.prologue(low)
     control.function_body(low, func)
     text = _module_text(low, func, entry.arg_types)
     pairs = [(*pair, bit) for pair, bit in low.pairs.items()]
-    return text, {"scratch": low.high + ALIGN, "messages": low.messages, "pairs": pairs}
+    info = {"scratch": low.high + ALIGN, "messages": low.messages, "pairs": pairs}
+    if check:
+        info["check"] = {"kernel": func.name, "sites": low.sites, "foreign": guard.foreign(module)}
+    return text, info
 
 
 def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
@@ -362,12 +381,16 @@ def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
         configure = "  " + tiles.configure(low.e)
         low.e.declare("declare void @llvm.x86.tilerelease()")
         release = "  call void @llvm.x86.tilerelease()\n"
+    helpers = ""
+    if low.check:
+        helpers, declared = guard.runtime(low.features)
+        low.e.declared.update(declared)
     body = low.e.text()
     prologue = "\n".join("  " + p for p in low.prologue)
     return f"""; kernel {func.name}
 {chr(10).join(sorted(low.e.declared.values()))}
 {chr(10).join(low.e.globals.values())}
-
+{helpers}
 define internal void @program({params}) #0 {{
 entry:
 {prologue}

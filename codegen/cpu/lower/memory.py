@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import LLVM, Val, const, ll
-from codegen.cpu.lower import access, alias, prefix
+from codegen.cpu.lower import access, alias, guard, prefix
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
 
@@ -14,6 +14,9 @@ BARE = ("f16", "bf16")
 def load(low, op: Op) -> None:
     """tt.load: scalars at once, tensors when (and where) they are needed."""
     ty = op.result_types[0]
+    if low.check:
+        guard.load(low, op)
+        return
     ptr, *rest = op.operands
     if not ty.tensor:
         vals = [low.scalar(v) for v in rest]
@@ -38,6 +41,9 @@ def _store_axis(ptr: Tensor, value: Tensor, size: int) -> int | None:
 
 def store(low, op: Op) -> None:
     """tt.store."""
+    if low.check:
+        guard.store(low, op)
+        return
     e = low.e
     p = low.env[op.operands[0]]
     mask = low.env[op.operands[2]] if len(op.operands) > 2 else None
@@ -87,6 +93,8 @@ def _each_lane(low, op: Op, one) -> None:
     names = op.operands
     mask_name = None if cas or len(names) < 3 else names[2]
     values = names[1:3] if cas else names[1:2]
+    if low.check:
+        one = guard.atomic(low, op, one)
     p = low.env[names[0]]
     if isinstance(p, Val):
         vals = [low.scalar(v) for v in values]
