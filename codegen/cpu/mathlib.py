@@ -6,6 +6,8 @@ fp64 goes to LLVM's intrinsics, which become calls of the C library lane by lane
 
 from __future__ import annotations
 
+import struct
+
 from codegen.cpu.emit import Emit, Val, const
 
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, kept in the low mantissa bits
@@ -83,8 +85,38 @@ def _power_of_two(e: Emit, mantissa: Val, rounded: Val, k: Val) -> Val:
     return _scale(e, mantissa, k)
 
 
+def _sixteenths(e: Emit, x: Val, scale: float) -> tuple[Val, Val]:
+    """x * scale to the nearest sixteenth, and two to the power of its part after the point.
+
+    Its last bits after adding a constant choose one of sixteen values, which are one register.
+    """
+    magic = _f(1.5 * 2.0**19)
+    shifted = fma(e, x, _f(scale), magic) if scale != 1 else e.op("fadd", "f32", x, magic)
+    values = [struct.unpack("<f", struct.pack("<f", 2.0 ** (k / 16)))[0] for k in range(16)]
+    table = ", ".join(f"float {e.literal('f32', v)}" for v in values)
+    power = e.intrinsic("llvm.x86.avx512.permvar.sf.512", "<16 x float>",
+                        [("<16 x float>", f"<{table}>"),
+                         ("<16 x i32>", e.operand(_bits(e, shifted), 16))])  # fmt: skip
+    return e.op("fsub", "f32", shifted, magic), e.wrap("f32", power, 16)
+
+
+def _near_one(e: Emit, x: Val, coefficients, power: Val, n: Val) -> Val:
+    """power * (1 + x * polynomial(x)) * 2**floor(n)."""
+    p = e.op("fmul", "f32", poly(e, x, coefficients), x)
+    return _power_of_two(e, fma(e, power, p, power), n, n)
+
+
+def _full_width(e: Emit, x: Val) -> bool:
+    return e.features.has("avx512f") and x.kind == "v" and x.n == 16
+
+
 def exp(e: Emit, x: Val) -> Val:
     x = clamp(e, x, -104.0, 89.0)
+    if _full_width(e, x):
+        n, power = _sixteenths(e, x, 1.44269504088896341)
+        r = fma(e, n, _f(-0.693147182464599609375), x)
+        r = fma(e, n, _f(1.9046542121259335e-9), r)
+        return _near_one(e, r, (0.1666696, 0.50000977, 1.0), power, n)
     n, k = _round(e, e.op("fmul", "f32", x, _f(1.44269504088896341)))
     r = fma(e, n, _f(-0.693359375), x)
     r = fma(e, n, _f(2.12194440e-4), r)
@@ -93,6 +125,10 @@ def exp(e: Emit, x: Val) -> Val:
 
 def exp2(e: Emit, x: Val) -> Val:
     x = clamp(e, x, -151.0, 129.0)
+    if _full_width(e, x):
+        n, power = _sixteenths(e, x, 1.0)
+        r = e.op("fsub", "f32", x, n)
+        return _near_one(e, r, (0.05550541, 0.24023356, 0.69314718), power, n)
     n, k = _round(e, x)
     f = e.op("fsub", "f32", x, n)
     p = poly(e, f, (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2,
