@@ -81,21 +81,26 @@ def function(symbol: str, double: bool):
     return None
 
 
-def extern_elementwise(low, op: Op) -> None:
-    """tt.extern_elementwise."""
+def named(low, op: Op, elem: str):
+    """What computes the function that an op names, for operands of a type; refused without one."""
     symbol = op.attrs.get("symbol", "").strip('" ')
-    operands = [low.env[v] for v in op.operands]
-    first = operands[0]
-    elem = first.ty if isinstance(first, Val) else first.type.elem
     fn = function(symbol, elem == "f64")
     if fn is None or elem not in ("f32", "f64"):
         raise low.refuse(op, f"the library function {symbol} has no counterpart on the CPU")
+    return fn
+
+
+def extern_elementwise(low, op: Op) -> None:
+    """tt.extern_elementwise."""
+    operands = [low.env[v] for v in op.operands]
+    first = operands[0]
+    fn = named(low, op, first.ty if isinstance(first, Val) else first.type.elem)
     out = op.result_types[0]
     if not out.tensor:
         low.env[op.results[0]] = fn(low.e, *operands)
         return
     low.env[op.results[0]] = Map(
-        out, symbol, lambda e, *vals: fn(e, *[vector(e, v) for v in vals]), operands, True
+        out, op.name, lambda e, *vals: fn(e, *[vector(e, v) for v in vals]), operands, True
     )
 
 

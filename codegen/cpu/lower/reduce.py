@@ -6,7 +6,7 @@ The order of combination depends on the vector width only, never on threads, so 
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const, ll
-from codegen.cpu.lower import prefix
+from codegen.cpu.lower import library, prefix
 from codegen.cpu.lower.elementwise import TABLE, vector
 from codegen.cpu.lower.tensor import ZERO, Tensor, contiguous_axis, lane_axis, loops, nest
 from codegen.cpu.ttir import Block, Op, Type, Unsupported
@@ -21,9 +21,12 @@ def combine(low, block: Block, args: list[Val]) -> list[Val]:
         if op.name == "arith.constant":
             env[op.results[0]] = low.constant(op).value
             continue
+        vals = [vector(low.e, low.scalar(v, env)) for v in op.operands]
+        if op.name == "tt.extern_elementwise":
+            env[op.results[0]] = library.named(low, op, vals[0].ty)(low.e, *vals)
+            continue
         if op.name not in TABLE:
             raise low.refuse(op, "it cannot stand in a combine region")
-        vals = [vector(low.e, low.scalar(v, env)) for v in op.operands]
         env[op.results[0]] = TABLE[op.name][0](low.e, op, *vals)
     raise Unsupported("a combine region without a return")
 

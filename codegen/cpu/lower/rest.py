@@ -22,6 +22,8 @@ def gather(low, op: Op) -> None:
         i = vector(g.e, g.at(where, idx))
         if i.ty == "i64":
             i = g.e.cast("trunc", i, "i32")
+        elif i.ty != "i32":
+            i = g.e.extend(i, "i32")
         i = Val(i.ty, i.kind, i.x, n=i.n, level=max(v.level for v in idx))
         return (*idx[:axis], i, *idx[axis + 1 :])
 
