@@ -33,4 +33,20 @@ def lines() -> None:
     main()
 
 
+@app.command()
+def peers(
+    only: Annotated[str, typer.Option(help="Only ops whose name contains one of these.")] = "",
+    lengths: Annotated[str, typer.Option(help="Sequence lengths.")] = "1,63,64,200",
+    dtypes: Annotated[str, typer.Option(help="Data types.")] = "fp32,bf16",
+    workers: Annotated[int, typer.Option(help="Ops at a time.")] = 2,
+    limit: Annotated[float, typer.Option(help="Seconds for a row.")] = 300,
+) -> None:
+    """Other people's kernels (flash-linear-attention, Liger-Kernel) against references."""
+    from bench.peers.table import run, write
+
+    rows = run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit)
+    if not only:
+        write(rows)
+
+
 app()
