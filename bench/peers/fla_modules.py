@@ -22,7 +22,7 @@ from fla.modules.rotary.ops import rotary_embedding_ref
 from fla.modules.token_shift import token_shift_ref
 from torch.func import functional_call
 
-from bench.peers.row import Case, Draw
+from bench.peers.row import Case, Draw, ordered
 
 RECIPES: dict = {}
 D = 48  # features: a multiple of 16, no power of two
@@ -67,7 +67,7 @@ def parameters(d: Draw, module, scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def _unary(op, want):
-    return lambda d: Case(op, want, {"x": d.randn(d.B, d.T, D)})
+    return lambda d: Case(ordered(op), want, {"x": d.randn(d.B, d.T, D)})
 
 
 for _name, _want in {
@@ -105,7 +105,7 @@ for _name, _want in _PAIRS.items():
         op = getattr(act, f"{name}_linear")
         x = {"x": d.randn(d.B, d.T, D), "y": d.randn(d.B, d.T, D),
              "weight": d.randn(40, D, scale=D**-0.5), "bias": d.randn(40)}  # fmt: skip
-        return Case(op, lambda x, y, weight, bias: F.linear(want(x, y), weight, bias), x)
+        return Case(ordered(op), lambda x, y, weight, bias: F.linear(want(x, y), weight, bias), x)
 
     recipe(f"activations.{_name}")(_pair)
     recipe(f"activations.{_name}_linear")(_pair_linear)
@@ -451,20 +451,19 @@ def _conv_inputs(d: Draw):
             "residual": d.randn(d.B, d.T, D), "before": d.randn(d.B, D, 4)}  # fmt: skip
 
 
-@recipe("causal_conv1d.causal_conv1d")
-def _(d):
-    return Case(
-        lambda x, weight, bias, residual, before: conv.causal_conv1d(
-            x, weight, bias, residual, before, True, "silu"),
-        convolved, _conv_inputs(d))  # fmt: skip
+def _conv(op):
+    def used(out):
+        """The oldest of the W inputs that are handed on is read by nothing, and has no gradient."""
+        return out[0], out[1].detach()[..., :1], out[1][..., 1:]
+
+    return lambda d: Case(
+        lambda x, weight, bias, residual, before: used(
+            op(x, weight, bias, residual, before, True, "silu")),
+        lambda **a: used(convolved(**a)), _conv_inputs(d))  # fmt: skip
 
 
-@recipe("causal_conv1d.CausalConv1dFunction")
-def _(d):
-    return Case(
-        lambda x, weight, bias, residual, before: conv.CausalConv1dFunction.apply(
-            x, weight, bias, residual, before, True, "silu"),
-        convolved, _conv_inputs(d))  # fmt: skip
+recipe("causal_conv1d.causal_conv1d")(_conv(conv.causal_conv1d))
+recipe("causal_conv1d.CausalConv1dFunction")(_conv(conv.CausalConv1dFunction.apply))
 
 
 @recipe("causal_conv1d.causal_conv1d_fwd")

@@ -7,7 +7,7 @@ import liger_kernel.transformers.functional as fun
 import torch
 import torch.nn.functional as F
 
-from bench.peers.row import Case, Draw
+from bench.peers.row import Case, Draw, ordered
 
 RECIPES: dict = {}
 D, CLASSES = 48, 100
@@ -43,7 +43,7 @@ def also(name: str):
 
 def _pair(want):
     def build(d: Draw, op) -> Case:
-        return Case(op, want, {"a": d.randn(d.B, d.T, D), "b": d.randn(d.B, d.T, D)})
+        return Case(ordered(op), want, {"a": d.randn(d.B, d.T, D), "b": d.randn(d.B, d.T, D)})
 
     return build
 
@@ -59,23 +59,23 @@ def _(d, op):
         a, b = x.chunk(2, -1)
         return F.silu(a) * b
 
-    return Case(op, want, {"x": d.randn(d.B, d.T, 2 * D)})
+    return Case(ordered(op), want, {"x": d.randn(d.B, d.T, 2 * D)})
 
 
 @recipe("LigerReLUSquaredFunction", "liger_relu_squared")
 def _(d, op):
-    return Case(op, lambda x: F.relu(x) ** 2, {"x": d.randn(d.B, d.T, D)})
+    return Case(ordered(op), lambda x: F.relu(x) ** 2, {"x": d.randn(d.B, d.T, D)})
 
 
 @recipe("LigerDyTFunction", "liger_dyt")
 def _(d, op):
     x = {"x": d.randn(d.B, d.T, D), "alpha": d.randn(1), "gamma": d.randn(D), "beta": d.randn(D)}
-    return Case(op, lambda x, alpha, gamma, beta: torch.tanh(alpha * x) * gamma + beta, x)
+    return Case(ordered(op), lambda x, alpha, gamma, beta: torch.tanh(alpha * x) * gamma + beta, x)
 
 
 @recipe("LigerSoftmaxFunction", "liger_softmax")
 def _(d, op):
-    return Case(op, lambda x: x.softmax(-1), {"x": d.randn(d.B, d.T, CLASSES)})
+    return Case(ordered(op), lambda x: x.softmax(-1), {"x": d.randn(d.B, d.T, CLASSES)})
 
 
 def sparsemax(x):
@@ -95,7 +95,7 @@ def _(d, op):
 
 @also("liger_sparsemax")
 def _(d, op):
-    return Case(op, sparsemax, {"x": d.randn(d.B, d.T, CLASSES)})
+    return Case(ordered(op), sparsemax, {"x": d.randn(d.B, d.T, CLASSES)})
 
 
 @recipe("LigerEmbeddingFunction")
@@ -149,7 +149,7 @@ def _(d, op):
 @recipe("LigerPolyNormFunction", "liger_poly_norm")
 def _(d, op):
     x = {"x": d.randn(d.B, d.T, D), "w": d.randn(3), "b": d.randn(1)}
-    return Case(op, lambda x, w, b: sum(rms(x ** (3 - i), w[i]) for i in range(3)) + b, x)
+    return Case(ordered(op), lambda x, w, b: sum(rms(x ** (3 - i), w[i]) for i in range(3)) + b, x)
 
 
 # -- positions ---------------------------------------------------------------------------------
@@ -509,13 +509,15 @@ def _spread(x, f, post, res):
 @recipe("LigerMHCPreFunction", "liger_mhc_pre")
 def _(d, op):
     x = _streams(d)
-    return Case(op, lambda x, pre: (pre[..., None] * x).sum(-2), {k: x[k] for k in ("x", "pre")})
+    return Case(
+        ordered(op), lambda x, pre: (pre[..., None] * x).sum(-2), {k: x[k] for k in ("x", "pre")}
+    )
 
 
 @recipe("LigerMHCPostResFunction", "liger_mhc_post_res")
 def _(d, op):
     x = _streams(d)
-    return Case(op, _spread, {k: x[k] for k in ("x", "f", "post", "res")})
+    return Case(ordered(op), _spread, {k: x[k] for k in ("x", "f", "post", "res")})
 
 
 @also("liger_mhc_apply")

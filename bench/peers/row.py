@@ -92,6 +92,11 @@ class Draw:
                 "v": self.randn(self.B, self.T, h, self.V)}  # fmt: skip
 
 
+def ordered(op: Callable) -> Callable:
+    """An op that takes its inputs by place only (an autograd function's ``apply``)."""
+    return lambda **inputs: op(*inputs.values())
+
+
 def _tuple(out) -> list[torch.Tensor | None]:
     flat: list = []
     for x in out if isinstance(out, (tuple, list)) else [out]:
@@ -116,11 +121,10 @@ def _evaluate(f, inputs: dict, weights: list, case: Case):
     pairs = [(x, w.to(x.dtype)) for x, w in zip(out, weights, strict=False)
              if x is not None and w is not None and x.requires_grad]  # fmt: skip
     names = [k for k, x in leaves.items() if x.requires_grad]
-    if not pairs or not names:
-        return [None if x is None else x.detach() for x in out], {}
-    grads = torch.autograd.grad([x for x, _ in pairs], [leaves[k] for k in names],
-                                [w for _, w in pairs], allow_unused=True)  # fmt: skip
-    return [None if x is None else x.detach() for x in out], dict(zip(names, grads, strict=True))
+    if pairs and names:
+        torch.autograd.backward([x for x, _ in pairs], [w for _, w in pairs])
+    out = [None if x is None else x.detach() for x in out]
+    return out, {k: leaves[k].grad for k in names}
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

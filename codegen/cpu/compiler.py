@@ -73,6 +73,15 @@ class CpuOptions:
         return hashlib.sha256(key.encode()).hexdigest()
 
 
+def _may_be_option(name: str, value) -> bool:
+    """Kernel arguments given by name come here too; a kernel's metadata is no place for them.
+
+    There ``target`` and ``hash`` are names of Triton's own.
+    """
+    plain = (bool, int, float, str, tuple, list, dict, type(None))
+    return isinstance(value, plain) and name not in ("target", "hash")
+
+
 class CpuBackend(_Base):
     """Compiles TTIR for the processor it runs on."""
 
@@ -92,7 +101,7 @@ class CpuBackend(_Base):
         for k, v in given.items():
             if isinstance(v, list):
                 given[k] = tuple(v)
-        extra = {k: v for k, v in options.items() if k not in known}
+        extra = {k: v for k, v in options.items() if k not in known and _may_be_option(k, v)}
         given["arch"] = str(self.target.arch)
         given.setdefault("check", environment.checking())
         if given["check"]:

@@ -46,3 +46,21 @@ def test_a_library_function_inside_of_a_combination(axis):
     bound = 32 * 2.0**-23 * (want.abs() + 1)
     assert ((out - want).abs() <= bound).all()
     assert abs(total.double() - x.double().logsumexp((0, 1))) <= 512 * 2.0**-23 * 8
+
+
+@triton.jit
+def pick(logits, target, hash, name, o, N: tl.constexpr):
+    i = tl.program_id(0)
+    tl.store(o + i, tl.load(logits + i * N + tl.load(target + i)) * hash + name)
+
+
+def test_arguments_by_name_that_triton_uses_for_itself():
+    x, target, out = (
+        torch.randperm(128).view(8, 16).float(),
+        torch.randint(16, (8,)),
+        torch.empty(8),
+    )
+    for scale in (2, 3):
+        pick[(8,)](logits=x, target=target, hash=scale, name=1, o=out, N=16)
+        want = x.gather(1, target[:, None])[:, 0] * scale + 1
+        assert torch.equal(out, want)
