@@ -89,11 +89,26 @@ def store(e: Emit, ty: str, ptr: Val, value: Val, mask: Val | None, n: int = 0) 
     if _contiguous(ptr, ty) and mask is None:
         e.line(f"store {t} {v}, ptr {e.operand(ptr.base)}, align {size}")
     elif _contiguous(ptr, ty):
+        m = _never_known(e, mask, n) if size < 4 else e.operand(mask, n)
         e.intrinsic(f"llvm.masked.store.{mangle(mem, n)}.p0", "void",
                     [(t, v), ("ptr", e.operand(ptr.base)), ("i32", str(size)),
-                     (f"<{n} x i1>", e.operand(mask, n))])  # fmt: skip
+                     (f"<{n} x i1>", m)])  # fmt: skip
     else:
         m = e.operand(mask, n) if mask is not None else "splat (i1 true)"
         e.intrinsic(f"llvm.masked.scatter.{mangle(mem, n)}.v{n}p0", "void",
                     [(t, v), (f"<{n} x ptr>", e.operand(ptr, n)), ("i32", str(size)),
                      (f"<{n} x i1>", m)])  # fmt: skip
+
+
+def _never_known(e: Emit, mask: Val, n: int) -> str:
+    """A mask as an operand that LLVM cannot find out to be a constant.
+
+    With AVX-512, LLVM 22 turns a truncation and a masked store of which one lane is on into a
+    store of that lane before the truncation: four bytes where one or two should be written. The
+    mask is combined with a truth about the grid that LLVM does not know.
+    """
+    if not e.features.has("avx512f"):
+        return e.operand(mask, n)
+    grid = Val("i32", "u", "%num.z")
+    true = e.op("icmp ne", "i32", grid, const("i32", -1), out="i1")
+    return e.operand(e.op("and", "i1", mask, true), n)

@@ -201,3 +201,25 @@ def test_scalar_loads_and_stores():
     x, out = torch.arange(6.0), torch.zeros(6)
     kernel[(6,)](x, out, 4)
     assert out.tolist() == [0, 2, 0, 6, -2, -2]
+
+
+@triton.jit
+def store_narrow(x, o, n, N: tl.constexpr, LIVE: tl.constexpr):
+    i = tl.arange(0, N)
+    for k in range(n):  # a row at a time, with what the loop says of k in the mask
+        tl.store(o + k * N + i, tl.load(x + i).to(o.dtype.element_ty), mask=(i < LIVE) & (k < n))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int16, torch.bfloat16, torch.float16, torch.bool]
+)
+@pytest.mark.parametrize("size", [2, 4, 16, 64])
+def test_a_constant_mask_with_one_lane_on(size, dtype):
+    """LLVM must not widen what it then stores without a mask."""
+    x = torch.zeros(size, dtype=torch.int32)
+    for live in (1, 2):
+        o = torch.ones(3, size, dtype=dtype)
+        want = o.clone()
+        want[:2, :live] = 0
+        store_narrow[(1,)](x, o, 2, size, live)
+        assert torch.equal(o, want)
