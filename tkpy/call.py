@@ -27,7 +27,7 @@ from tkpy.signature import (
     dtype_of,
 )
 
-_LARGE = 2**20  # an integer argument that, times a tile's side, could pass 2^31
+LARGE = 2**20  # an integer argument that, times a tile's side, could pass 2^31
 _INT32_LIMIT = 2**31 - 2**16  # room for the lanes of a tile past the end
 
 
@@ -64,7 +64,7 @@ class Call:
         return (
             any(_span(*e) >= _INT32_LIMIT for e in self._extents())
             or any(n >= _INT32_LIMIT for n in self.sizes.values())
-            or any(isinstance(n, int) and abs(n) >= _LARGE for n in self.scalars.values())
+            or any(isinstance(n, int) and abs(n) >= LARGE for n in self.scalars.values())
         )
 
     def _extents(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:

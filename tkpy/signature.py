@@ -7,6 +7,7 @@ the strategies that test the kernel.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import keyword
 import re
@@ -161,34 +162,34 @@ class Condition:
 
 @dataclass
 class Signature:
-    """The parsed signature of a kernel."""
+    """The parsed signature of a kernel. Its lists are not changed once it is read."""
 
     name: str
     parameters: list[Parameter]
     conditions: list[Condition] = field(default_factory=list)
 
-    @property
+    @functools.cached_property
     def tensors(self) -> list[Parameter]:
         return [p for p in self.parameters if isinstance(p.spec, TensorSpec)]
 
-    @property
+    @functools.cached_property
     def inputs(self) -> list[Parameter]:
         """Tensors that the caller provides."""
         return [p for p in self.tensors if p.spec.role != "out"]  # type: ignore[union-attr]
 
-    @property
+    @functools.cached_property
     def outputs(self) -> list[Parameter]:
         return [p for p in self.tensors if p.spec.role == "out"]  # type: ignore[union-attr]
 
-    @property
+    @functools.cached_property
     def constants(self) -> list[Parameter]:
         return [p for p in self.parameters if isinstance(p.spec, ConstSpec)]
 
-    @property
+    @functools.cached_property
     def scalars(self) -> list[Parameter]:
         return [p for p in self.parameters if isinstance(p.spec, ScalarSpec)]
 
-    @property
+    @functools.cached_property
     def dims(self) -> list[Symbol]:
         """Named dimensions in order of first appearance."""
         out: dict[Symbol, None] = {}

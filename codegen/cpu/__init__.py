@@ -7,6 +7,7 @@ An installed copy is found by Triton through the entry-point group ``triton.back
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -28,10 +29,15 @@ def register() -> None:
 
 def run(kernel, grid, *args, **kwargs):
     """Run ``kernel[grid](*args, **kwargs)`` on this backend, leaving Triton's driver alone."""
+    return _direct().run(kernel, grid, args, kwargs)
+
+
+@functools.cache
+def _direct():
     register()
     from codegen.cpu import direct
 
-    return direct.run(kernel, grid, args, kwargs)
+    return direct
 
 
 def _register_on_import() -> None:

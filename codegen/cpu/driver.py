@@ -43,6 +43,9 @@ class CpuUtils:
 
         return (*load(kernel), 0, 0, 1 << 30)
 
+    def unload_module(self, module) -> None:
+        """Nothing to do: object code goes when nothing refers to it. From Triton 3.8 on."""
+
     def get_device_properties(self, device):
         clocks = {"sm_clock_rate": 0, "mem_clock_rate": 0, "mem_bus_width": 0}
         return {
