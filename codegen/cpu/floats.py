@@ -75,6 +75,8 @@ def narrow(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:
         )
         half = e.raw(f"fptrunc {t} {e.operand(v, n)} to {h}")
         return e.wrap(ty, e.raw(f"bitcast {h} {half} to {i}"), n)
+    if ty == "bf16" and v.n == 16 and rounding == "rtne" and e.features.has("avx512bf16"):
+        return e.wrap(ty, _native_bf16(e, v), 16)
     exp, man, bias, has_inf = FORMATS[ty]
     bits = (
         e.cast("bitcast", v, "i32")
@@ -134,6 +136,38 @@ def narrow(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:
     out = e.select(e.op("icmp sgt", "i32", mag, _i(0x7F800000)), nan, out)
     out = e.cast("trunc", e.op("or", "i32", out, sign), "i16" if total == 16 else "i8")
     return Val(ty, out.kind, out.x, n=out.n)
+
+
+_NATIVE_BF16 = """
+define internal <16 x i16> @narrow.bf16(<16 x float> %x) alwaysinline {
+  %tiny = call <16 x i1> @llvm.x86.avx512.fpclass.ps.512(<16 x float> %x, i32 32)
+  %word = bitcast <16 x i1> %tiny to i16
+  %none = icmp eq i16 %word, 0
+  %near = call <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float> %x)
+  %fast = bitcast <16 x bfloat> %near to <16 x i16>
+  br i1 %none, label %done, label %subnormal, !prof !{!"branch_weights", i32 2000, i32 1}
+subnormal:
+  %bits = bitcast <16 x float> %x to <16 x i32>
+  %high = lshr <16 x i32> %bits, splat (i32 16)
+  %odd = and <16 x i32> %high, splat (i32 1)
+  %half = add <16 x i32> %bits, splat (i32 32767)
+  %up = add <16 x i32> %half, %odd
+  %kept = lshr <16 x i32> %up, splat (i32 16)
+  %slow = trunc <16 x i32> %kept to <16 x i16>
+  %both = select <16 x i1> %tiny, <16 x i16> %slow, <16 x i16> %fast
+  br label %done
+done:
+  %out = phi <16 x i16> [ %fast, %0 ], [ %both, %subnormal ]
+  ret <16 x i16> %out
+}"""
+
+
+def _native_bf16(e: Emit, v: Val) -> str:
+    """The host's conversion, and our own for subnormal numbers, which it takes to be zero."""
+    e.declare("declare <16 x i1> @llvm.x86.avx512.fpclass.ps.512(<16 x float>, i32)")
+    e.declare("declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)")
+    e.globals["@narrow.bf16"] = _NATIVE_BF16
+    return e.raw(f"call <16 x i16> @narrow.bf16(<16 x float> {e.operand(v, 16)})")
 
 
 def convert(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:

@@ -54,6 +54,9 @@ class Lowering:
         self.own_uses: Uses | None = None
         self.pairs: dict[tuple[int, int, bool], int] = {}
         self.risks: dict[int, int] = {}
+        self.next: Op | None = None  # a reduction to be done at once
+        self.early: set[int] = set()  # reductions that were done ahead of their place
+        self.made: dict[str, Buffer] = {}  # results that were written down ahead of theirs
         self.check = False  # the checking mode: what memory accesses stand for, with their places
         self.sites: list[tuple[str, str, int, int]] = []
 
@@ -145,9 +148,7 @@ class Lowering:
             return t
         end = self.uses.terminal(name, op.block, self.is_lazy)
         if end is None:
-            if self.reduced_first(op, t, name, users):
-                return Tee(t, self.alloc(t.type))
-            return self.materialise(t)
+            return self.reduced(op, t, name, users) or self.materialise(t)
         if t.reads:
             if not self.uses.clear_between(op.block, op.index, end.index):
                 return self.materialise(t)
@@ -158,13 +159,43 @@ class Lowering:
                 self.risks[id(end)] = self.risks.get(id(end), 0) | bits
         return t
 
-    def reduced_first(self, op: Op, t: Tensor, name: str, users: list[Op]) -> bool:
-        """Is a reduction of it alone the first to read a result that has several readers?"""
+    def reduced(self, op: Op, t: Tensor, name: str, users: list[Op]) -> Tee | None:
+        """A result with several readers, of which one is a reduction of it alone: that one comes
+        first, whatever the order of the others, and writes down what they read. If they are one
+        conversion to a narrower type, what it gives is written instead."""
         if isinstance(t, Buffer) or any(u.block is not op.block for u in users):
-            return False
-        first = min(users, key=lambda u: u.index)
-        clear = not t.reads or self.uses.clear_between(op.block, op.index, first.index)
-        return clear and first.name == "tt.reduce" and first.operands == [name]
+            return None
+        sums = [u for u in users if u.name == "tt.reduce" and u.operands == [name]]
+        if not sums:
+            return None
+        first = min(sums, key=lambda u: u.index)
+        self.next = first
+        rest = [u for u in users if u is not first]
+        if len(rest) == 1 and rest[0].name == "arith.truncf":
+            narrow = rest[0]
+            buffer = self.alloc(narrow.result_types[0])
+            self.made[narrow.results[0]] = buffer
+            fn = TABLE[narrow.name][0]
+            return Tee(t, buffer, lambda e, v: fn(e, narrow, v))
+        return Tee(t, self.spent(name, t.type) or self.alloc(t.type))
+
+    def spent(self, name: str, ty: Type) -> Buffer | None:
+        """The buffer of a product of which only this result is made, element by element."""
+        owner = self.uses.defs.get(name)
+        if not isinstance(owner, Op):
+            return None
+        if owner.name == "tt.dot":
+            out = self.env.get(name)
+            mine = type(out) is Buffer and name not in self.targets
+            return out if mine and (out.type.elem, out.shape) == (ty.elem, ty.shape) else None
+        for v in owner.operands if owner.name in TABLE else ():
+            source = self.uses.defs.get(v)
+            here = isinstance(source, Op) and source.block is owner.block
+            if here and self.uses.of(v) == [owner] and owner.operands.count(v) == 1:
+                out = self.spent(v, ty)
+                if out is not None:
+                    return out
+        return None
 
     def destination(self, op: Op) -> Buffer | None:
         """The buffer that an op's result is carried in, when it may be written directly."""
@@ -181,6 +212,11 @@ class Lowering:
 
     def op(self, op: Op) -> None:
         name = op.name
+        if id(op) in self.early:
+            return
+        if op.results and op.results[0] in self.made:
+            self.env[op.results[0]] = self.made[op.results[0]]
+            return
         if name == "arith.constant":
             c = self.constant(op)
             self.env[op.results[0]] = c if op.result_types[0].tensor else c.value
@@ -198,6 +234,10 @@ class Lowering:
             v = self.env.get(result)
             if isinstance(v, Tensor) and not isinstance(v, Buffer) and name not in control.REGIONS:
                 self.env[result] = self.settle(result, v, op)
+        if self.next is not None:
+            first, self.next = self.next, None
+            self.op(first)
+            self.early.add(id(first))
 
     def elementwise(self, op: Op) -> None:
         fn, heavy = TABLE[op.name]

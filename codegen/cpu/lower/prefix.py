@@ -105,22 +105,22 @@ def _plain(g, ramp: Tensor, bound: Tensor, axis: int) -> Val | None:
     None where that takes more than a look at both ends.
     """
     e, out = g.e, YES
-    pending, done = [(ramp, axis), (bound, axis)], set()
+    pending, done = [(ramp, axis, True), (bound, axis, False)], set()
     while pending:
-        t, k = pending.pop()
-        if (id(t), k) in done:
+        t, k, look = pending.pop()
+        if (id(t), k, look) in done:
             continue
-        done.add((id(t), k))
+        done.add((id(t), k, look))
         if isinstance(t, Reindex):
             if not t.strides:
                 return None
             if t.strides[k] is not None:
-                pending.append((t.src, t.strides[k]))
+                pending.append((t.src, t.strides[k], look))
             continue
-        pending += [(x, k) for x in t.inputs]
+        pending += [(x, k, False) for x in t.inputs]
         wider = isinstance(t, Map) and t.op_name in _WIDER
         step = t.stride(k)
-        if step == 0 or not (wider or t is ramp):
+        if step == 0 or not (wider or look):
             continue
         bits = INT_BITS[t.inputs[0].type.elem if wider else t.type.elem]
         others = (d for d in range(len(t.shape)) if d != k and t.shape[d] > 1)
@@ -166,6 +166,58 @@ def whole(low, tensors, axis: int | None) -> tuple[dict[int, int], Val] | None:
         elif isinstance(t, (Map, Load)):
             pending += [(x, k) for x in t.inputs]
     return None if bound is None or bound.kind == "c" else (found, bound)
+
+
+def certain(low, tensors) -> tuple[set[int], Val] | None:
+    """The comparisons of two ramps inside tensors, and whether they hold at every index."""
+    found: set[int] = set()
+    sure = YES
+    pending, done = list(tensors), set()
+    while pending:
+        t = pending.pop()
+        if id(t) in done:
+            continue
+        done.add(id(t))
+        if isinstance(t, Map) and t.op_name == "arith.cmpi":
+            n = None if t.reads else _everywhere(low, t)
+            if n is not None and not (n.kind == "c" and not n.x):
+                found.add(id(t))
+                sure = n if sure is YES else low.e.op("and", "i1", sure, n)
+        elif isinstance(t, (Map, Load, Reindex)):
+            pending += t.inputs
+    return None if not found or sure is YES else (found, sure)
+
+
+def _everywhere(low, cmp: Map) -> Val | None:
+    """Does a comparison of ramps along different axes hold at the corner where it is closest?"""
+    a, b = cmp.inputs
+    if cmp.word not in _LESS and cmp.word not in _MORE:
+        return None
+    less, e = cmp.word in _LESS, low.e
+    corners, out = [], YES
+    with nest(e) as g:
+        for t, high in ((a, less), (b, not less)):
+            axes = [k for k in range(len(t.shape)) if t.shape[k] > 1 and t.stride(k) != 0]
+            if len(axes) > 1 or (axes and t.stride(axes[0]) is None):
+                return None
+            at = [ZERO] * len(t.shape)
+            if axes:
+                plain = _plain(g, t, t, axes[0])
+                if plain is None:
+                    return None
+                out = plain if out is YES else e.op("and", "i1", out, plain)
+                if (t.stride(axes[0]) > 0) == high:
+                    at[axes[0]] = const("i32", t.shape[axes[0]] - 1)
+            corners.append(g.at(t, tuple(at)))
+        x, y = corners
+        if not (x.uniform and y.uniform):
+            return None
+        if x.kind == y.kind == "c":
+            extra = {**_LESS, **_MORE}[cmp.word]
+            holds = const("i1", int((y.x - x.x if less else x.x - y.x) + extra > 0))
+        else:
+            holds = e.op(f"icmp {cmp.word}", x.ty, x, y, out="i1")
+        return holds if out is YES else e.op("and", "i1", out, holds)
 
 
 def nonzero(low, t: Tensor, axis: int) -> Val | None:

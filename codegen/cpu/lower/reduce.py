@@ -35,6 +35,13 @@ def _ramp(start: Val, n: int) -> Val:
     return Val("i32", "a", n=n, base=start, stride=const("i32", 1), level=start.level)
 
 
+def _later(e, first: Val, r: Val) -> Val:
+    """The index ``first + r`` of a loop inside another."""
+    out = e.add(first, r)
+    out.level = r.level
+    return out
+
+
 def _half(e, v: Val, high: bool) -> Val:
     """The lower or upper half of a vector; one lane becomes a scalar."""
     n = v.n // 2
@@ -53,6 +60,29 @@ def _across(low, block: Block, accs: list[Val]) -> list[Val]:
         accs = combine(low, block, lows + highs)
         accs = [vector(low.e, a) for a in accs]
     return accs
+
+
+def _across_rows(low, block: Block, rows: list[list[Val]]) -> list[Val]:
+    """``_across`` for as many rows as there are lanes: lane r of the result is that of row r.
+
+    The same elements are combined in the same order, for n rows in n - 1 steps.
+    """
+    e, n = low.e, rows[0][0].n
+    half = n // 2
+    while half:
+        sides = [[k for k in range(2 * n) if bool(k & half) == high] for high in (False, True)]
+        merged = []
+        for first, second in zip(rows[::2], rows[1::2], strict=True):
+            picked = []
+            for order in sides:
+                mask = ", ".join(f"i32 {k}" for k in order)
+                for a, b in zip(first, second, strict=True):
+                    t = ll(a.ty, n)
+                    picked.append(e.wrap(a.ty, e.raw(
+                        f"shufflevector {t} {a.x}, {t} {b.x}, <{n} x i32> <{mask}>"), n))  # fmt: skip
+            merged.append([_full(e, v, n) for v in combine(low, block, picked)])
+        rows, half = merged, half // 2
+    return rows[0]
 
 
 def _full(e, v: Val, n: int) -> Val:
@@ -129,19 +159,59 @@ def reduce(low, op: Op) -> None:
     rest = [a for a in range(len(shape)) if a != axis]
     bufs = [low.alloc(ty) for ty in op.result_types]
     outer = tuple(shape[a] for a in rest)
-    with nest(e) as g:
+    count = outer[-1]
+    grouped = lanes == axis and n == e.features.width and n > 1 and count % n == 0
+    grouped = grouped and all(t.type.elem != "i1" for t in srcs)
+    mark = low.mark()
+    sides = [low.alloc(Type(t.type.elem, (n, n), True)) for t in srcs] if grouped else []
 
-        def body(idx) -> None:
-            full = [ZERO] * len(shape)
-            for a, i in zip(rest, idx, strict=True):
-                full[a] = i
-            accs = _fold(low, g, block, srcs, {"idx": full, "along": lanes == axis}, axis, n, whole)
-            if lanes == axis:
-                accs = _across(low, block, accs)
-            for buf, v in zip(bufs, accs, strict=True):
-                buf.put(g, idx, v)
+    def rows(g, idx: list[Val]) -> None:
+        """Reduce as many rows as there are lanes, then all their lanes at once."""
 
-        loops(g, outer, None if lanes == axis else rest.index(lanes), e.features.width, body)
+        def group(first: Val, _) -> None:
+            def row(r: Val, _) -> None:
+                full = [ZERO] * len(shape)
+                for a, i in zip(rest, [*idx, _later(e, first, r)], strict=True):
+                    full[a] = i
+                place = {"idx": full, "along": True}
+                accs = _fold(low, g, block, srcs, place, axis, n, whole)
+                for side, v in zip(sides, accs, strict=True):
+                    side.put(g, (r, _ramp(ZERO, n)), v)
+
+            e.loop(0, n, 1, row)
+            held = [[side.at(g, (const("i32", r), _ramp(ZERO, n))) for side in sides]
+                    for r in range(n)]  # fmt: skip
+            for buf, v in zip(bufs, _across_rows(low, block, held), strict=True):
+                buf.put(g, (*idx, _ramp(first, n)), v)
+
+        e.loop(0, count, n, group)
+
+    def run(sure: set[int]) -> None:
+        with nest(e) as g:
+            g.sure = sure
+            if grouped:
+                loops(g, outer[:-1], None, n, lambda idx: rows(g, list(idx)))
+                return
+
+            def body(idx) -> None:
+                full = [ZERO] * len(shape)
+                for a, i in zip(rest, idx, strict=True):
+                    full[a] = i
+                place = {"idx": full, "along": lanes == axis}
+                accs = _fold(low, g, block, srcs, place, axis, n, whole)
+                if lanes == axis:
+                    accs = _across(low, block, accs)
+                for buf, v in zip(bufs, accs, strict=True):
+                    buf.put(g, idx, v)
+
+            loops(g, outer, None if lanes == axis else rest.index(lanes), e.features.width, body)
+
+    found, holds = prefix.certain(low, srcs) or (set(), None)
+    if holds is None:
+        run(found)
+    else:  # a block to which no mask applies does without them
+        e.branch_if(holds, lambda: run(found), lambda: run(set()))
+    low.release(mark)
     for name, buf in zip(op.results, bufs, strict=True):
         low.env[name] = buf
 

@@ -238,15 +238,16 @@ class Buffer(Tensor):
 
 class Tee(Map):
     """A tensor that its first reader writes down on the way: a reduction, which visits every
-    element once, so that a block is computed, kept and summed up in one pass."""
+    element once, so that a block is computed, kept and summed up in one pass. ``kept`` is what
+    is done to an element before it is written."""
 
-    def __init__(self, src: Tensor, buffer: Buffer) -> None:
+    def __init__(self, src: Tensor, buffer: Buffer, kept=None) -> None:
         super().__init__(src.type, "tee", lambda e, v: v, [src], True)
-        self.buffer = buffer
+        self.buffer, self.kept = buffer, kept
 
     def at(self, g, idx):
         value = g.at(self.inputs[0], idx)
-        self.buffer.put(g, idx, value)
+        self.buffer.put(g, idx, value if self.kept is None else self.kept(g.e, value))
         return value
 
 
@@ -276,6 +277,7 @@ class Nest:
         self.known: dict[int, int] = {}  # comparisons that hold in the part being emitted: axis
         self.lanes: Val | None = None  # ... where this is their index along that axis
         self.outer: list[tuple[dict[int, int], Val]] = []  # the same for axes without lanes
+        self.sure: set[int] = set()  # comparisons that hold at every index
 
     def affine(self, i: Val, scale: int, shift: int) -> Val:
         """``i * scale + shift`` for an index component, made at the level of ``i``."""
@@ -290,6 +292,8 @@ class Nest:
     def at(self, t: Tensor, idx: tuple[Val, ...]) -> Val:
         e = self.e
         if self.known and id(t) in self.known and idx[self.known[id(t)]] is self.lanes:
+            return const("i1", 1)
+        if id(t) in self.sure:
             return const("i1", 1)
         for known, i in self.outer:
             if id(t) in known and idx[known[id(t)]] is i:

@@ -163,8 +163,9 @@ def around(x, o, s, start, end, WIDE: tl.constexpr, N: tl.constexpr):
     on = at < end
     tl.store(o + i, tl.load(x + i, on, other=9.0), on)
     a = tl.load(x + i[:, None] * 0 + i[None, :], on[None, :], other=0.0)
-    b = tl.load(x + i[:, None] + i[None, :] * 0, on[:, None], other=0.0)
-    tl.store(s + i[:, None] * N + i[None, :], tl.dot(a, b), (i[:, None] < N) & on[None, :])
+    b = tl.load(x + i[:, None] + i[None, :] * 0, at[:, None] < end, other=0.0)
+    both = (i[:, None] < N) & (at[None, :] < end)
+    tl.store(s + i[:, None] * N + i[None, :], tl.dot(a, b), both)
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -183,3 +184,31 @@ def test_a_wrapping_index_masks_what_it_says(start, end, wide):
     assert torch.equal(o, want)
     total = (x[on].double() ** 2).sum()
     assert torch.allclose(s[:, on].double(), total, atol=1e-4) and (s[:, ~on] == 7).all()
+
+
+@triton.jit
+def triangle(o, start, shift, N: tl.constexpr, M: tl.constexpr):
+    """Row sums of what a comparison of two ramps leaves of ones."""
+    i, j = start + tl.arange(0, N), start + shift + tl.arange(0, M)
+    x = tl.where(i[:, None] >= j[None, :], 1.0, 0.0)
+    y = tl.where(j[None, :] > i[:, None], 1.0, 0.0)
+    z = tl.where(i[:, None] < j[None, :], 0.0, 1.0)
+    tl.store(o + tl.arange(0, N), tl.sum(x, 1))
+    tl.store(o + N + tl.arange(0, N), tl.sum(y, 1))
+    tl.store(o + 2 * N + tl.arange(0, N), tl.max(z, 1))
+
+
+@pytest.mark.parametrize("start", [0, -5, 2**31 - 100, 2**31 - 40, -(2**31)])
+@pytest.mark.parametrize("shift", [0, -200, -64, -63, -32, -31, -1, 1, 31, 32, 200])
+def test_comparisons_of_two_ramps(start, shift):
+    n, m = 32, 64
+    o = torch.empty(3, n)
+    triangle[(1,)](o, start, shift, n, m)
+
+    def wrap(v):
+        return (v + 2**31) % 2**32 - 2**31
+
+    i, j = wrap(torch.arange(n) + start), wrap(wrap(torch.arange(m) + shift) + start)
+    below = i[:, None] >= j[None, :]
+    assert torch.equal(o[0], below.sum(1).float()) and torch.equal(o[1], (~below).sum(1).float())
+    assert torch.equal(o[2], below.any(1).float())
