@@ -78,8 +78,8 @@ def _across_rows(low, block: Block, rows: list[list[Val]]) -> list[Val]:
                 mask = ", ".join(f"i32 {k}" for k in order)
                 for a, b in zip(first, second, strict=True):
                     t = ll(a.ty, n)
-                    picked.append(e.wrap(a.ty, e.raw(
-                        f"shufflevector {t} {a.x}, {t} {b.x}, <{n} x i32> <{mask}>"), n))  # fmt: skip
+                    both = f"shufflevector {t} {a.x}, {t} {b.x}, <{n} x i32> <{mask}>"
+                    picked.append(e.wrap(a.ty, e.raw(both), n))
             merged.append([_full(e, v, n) for v in combine(low, block, picked)])
         rows, half = merged, half // 2
     return rows[0]
