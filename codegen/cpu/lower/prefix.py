@@ -240,12 +240,15 @@ def seen(low, name: str, axes: tuple[int, ...]) -> list[Val | None]:
     if not _shown(low, name, masks, set()) or not masks:
         return [None] * len(axes)
     out = []
+    known = set(low.env)
     for axis in axes:
         bound: Val | None = ZERO
         for mask in masks:
             n = _named(low, mask, axis)
             bound = None if n is None or bound is None else larger(low.e, bound, n)
         out.append(bound)
+    for early in low.env.keys() - known:  # computed in this block; the next may not be inside it
+        del low.env[early]
     return out
 
 
@@ -291,7 +294,7 @@ def _named(low, name: str, axis: int) -> Val | None:
 
 def _ready(low, name: str) -> bool:
     """Is a value known here, or can it be, from index arithmetic alone? It is lowered once more
-    in its own place, before anything there uses it."""
+    in its own place, before anything there uses it, and forgotten until then."""
     if name in low.env:
         return True
     op = low.uses.defs.get(name)

@@ -154,6 +154,31 @@ def test_whole_vectors_are_stored_without_a_mask():
 
 
 @triton.jit
+def two_loops(a, b, c, M, N, K, B: tl.constexpr):
+    """A mask that is written after two loops bounds the products in both of them."""
+    block, r = tl.program_id(0), tl.arange(0, B)
+    acc = tl.zeros((B, B), tl.float32)
+    for k in range(0, K // B):
+        x = tl.load(a + r[:, None] * K + (k * B + r)[None, :])
+        acc = tl.dot(x, tl.load(b + (k * B + r)[:, None] * N + r[None, :]), acc)
+    for k in range(K // B, tl.cdiv(K, B)):
+        at = k * B + r
+        x = tl.load(a + r[:, None] * K + at[None, :], at[None, :] < K, 0.0)
+        acc = tl.dot(x, tl.load(b + at[:, None] * N + r[None, :], at[:, None] < K, 0.0), acc)
+    n = block * B + tl.arange(0, B)
+    keep = (r < M)[:, None] & ((n < N) & (r < N))[None, :]
+    tl.store(c + r[:, None] * N + n[None, :], acc, mask=keep)
+
+
+@pytest.mark.parametrize("k", [16, 40, 32])
+def test_a_mask_that_is_written_behind_two_loops(k):
+    a, b, c = torch.randn(16, k), torch.randn(k, 16), torch.full((16, 16), 7.0)
+    two_loops[(1,)](a, b, c, 9, 16, k, 16)
+    assert torch.allclose(c[:9].double(), a.double()[:9] @ b.double(), atol=1e-5)
+    assert (c[9:] == 7).all()
+
+
+@triton.jit
 def around(x, o, s, start, end, WIDE: tl.constexpr, N: tl.constexpr):
     """Lanes whose i32 index, which may wrap, is less than a bound; by loads, stores and a dot."""
     i = tl.arange(0, N)
