@@ -35,6 +35,7 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "short convolution": (("short_conv",), 30, 131),
     "gemm": (("gemm",), None, None),
     "softmax": (("softmax",), None, None),
+    "cross entropy": (("cross_entropy",), None, None),
 }
 
 

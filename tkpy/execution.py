@@ -1,58 +1,94 @@
 """Which executor runs a kernel on which device.
 
-On a GPU Triton's own launcher does. Tensors on the CPU go to Triton's interpreter, or, with
-``TKPY_EXECUTOR=native``, to the CPU backend in ``codegen.cpu``, which compiles the same Triton
-source to machine code. The interpreter is the slow second opinion.
+On a GPU Triton's own launcher does. Tensors on the CPU go to the CPU backend in ``codegen.cpu``,
+which compiles the same Triton source to machine code whatever Triton's active driver is, or, with
+``TKPY_EXECUTOR=interpreter``, to Triton's interpreter, the slow second opinion.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import os
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from codegen.module import load
 from tkpy.errors import TkError
 
-EXECUTORS = ("interpreter", "native")
+EXECUTORS = ("native", "interpreter")
+_rounds_twice = contextvars.ContextVar("rounds_twice", default=False)
+_second_opinion = contextvars.ContextVar("second_opinion", default=False)
 
 
 def executor(device: torch.device) -> str:
     """The name of what runs kernels on ``device``: "triton" on a GPU, else one of EXECUTORS.
 
+    Inside ``strict()`` compiled code has a name of its own, "strict triton" or "strict native".
+
     Raises:
         TkError: if ``TKPY_EXECUTOR`` is set to something else.
     """
-    if device.type != "cpu":
-        return "triton"
-    wanted = os.environ.get("TKPY_EXECUTOR", "interpreter")
-    if wanted not in EXECUTORS:
-        raise TkError(f"TKPY_EXECUTOR={wanted} is none of {', '.join(EXECUTORS)}")
-    return wanted
+    chosen = "triton"
+    if device.type == "cpu":
+        chosen = os.environ.get("TKPY_EXECUTOR", EXECUTORS[0])
+        chosen = "interpreter" if _second_opinion.get() else chosen
+        if chosen not in EXECUTORS:
+            raise TkError(f"TKPY_EXECUTOR={chosen} is none of {', '.join(EXECUTORS)}")
+    return f"strict {chosen}" if _rounds_twice.get() and chosen != "interpreter" else chosen
+
+
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Within it no product and sum are fused into one rounding.
+
+    Which of them a compiler fuses depends on what stands around them, so only without fusion do
+    two variants of one kernel have to agree in every bit.
+    """
+    token = _rounds_twice.set(True)
+    try:
+        yield
+    finally:
+        _rounds_twice.reset(token)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Within it tensors on the CPU go to the interpreter, which holds every access to bounds."""
+    token = _second_opinion.set(True)
+    try:
+        yield
+    finally:
+        _second_opinion.reset(token)
 
 
 def launcher(source: str, name: str, device: torch.device) -> Callable[..., None]:
     """``launch`` of the generated module ``source``, set up to run on ``device``."""
     chosen = executor(device)
     module = load(source, name, interpret=chosen == "interpreter")
-    if chosen != "native":
+    if chosen in ("interpreter", "triton"):
         return module.launch
-    # The same launcher with the kernel bound to the CPU backend, whatever Triton's driver is.
+    # The same launcher with the kernel bound to another way of running it.
     kernel = f"{name}_kernel"
-    scope = {**vars(module), kernel: _Native(vars(module)[kernel])}
+    bound = _Bound(vars(module)[kernel], chosen.endswith("native"), chosen.startswith("strict"))
+    scope = {**vars(module), kernel: bound}
     launch = module.launch
     return types.FunctionType(launch.__code__, scope, launch.__name__)
 
 
-class _Native:
-    """A jitted kernel whose ``kernel[grid](...)`` runs on the CPU backend."""
+class _Bound:
+    """A jitted kernel whose ``kernel[grid](...)`` runs on the CPU backend, or without fusion."""
 
-    def __init__(self, kernel: Callable):
-        self.kernel = kernel
+    def __init__(self, kernel: Callable, native: bool, strict: bool):
+        self.kernel, self.native = kernel, native
+        self.options = {"enable_fp_fusion": False} if strict else {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
+        if not self.native:
+            launch = self.kernel[grid]  # type: ignore[index]
+            return lambda *args, **options: launch(*args, **options, **self.options)
         from codegen.cpu import run
 
-        return lambda *args, **options: run(self.kernel, grid, *args, **options)
+        return lambda *args, **options: run(self.kernel, grid, *args, **options, **self.options)

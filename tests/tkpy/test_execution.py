@@ -5,7 +5,7 @@ import torch
 from verbs import CASES
 
 import tkpy as tk
-from tkpy.execution import executor, launcher
+from tkpy.execution import executor, interpreted, launcher, strict
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -29,8 +29,30 @@ def test_native_code_agrees_with_the_interpreter(name, dtype, monkeypatch):
 def test_executors_are_chosen_and_refused(monkeypatch):
     cpu = torch.device("cpu")
     assert executor(torch.device("cuda")) == "triton"
-    monkeypatch.setenv("TKPY_EXECUTOR", "native")
+    monkeypatch.delenv("TKPY_EXECUTOR", raising=False)
     assert executor(cpu) == "native"
+    with strict():
+        assert executor(cpu) == "strict native"
+        assert executor(torch.device("cuda")) == "strict triton"
+        with interpreted():
+            assert executor(cpu) == "interpreter"
+    monkeypatch.setenv("TKPY_EXECUTOR", "interpreter")
+    assert executor(cpu) == "interpreter"
     monkeypatch.setenv("TKPY_EXECUTOR", "fast")
-    with pytest.raises(tk.TkError, match="interpreter, native"):
+    with pytest.raises(tk.TkError, match="native, interpreter"):
         launcher("", "k", cpu)
+
+
+@tk.kernel
+def fused(x: tk.Global["N"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 32))
+    t = tk.load(x, i, 32)
+    tk.store(y, t * t - 1.0, i)
+
+
+def test_strict_code_rounds_a_product_before_it_is_added_to():
+    x = 1 + torch.arange(100) * 2.0**-20
+    with strict():
+        assert torch.equal(fused(x), x * x - 1.0)
+    with interpreted():
+        assert torch.equal(fused(x), x * x - 1.0)

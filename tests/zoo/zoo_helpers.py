@@ -6,7 +6,7 @@ import inspect
 
 import torch
 
-from codegen.module import load
+from tkpy.execution import launcher
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,12 +44,16 @@ def _in_place(kernel, name: str) -> bool:
     return kernel.signature.parameter(name).spec.role == "inout"
 
 
+def _is_real(t) -> bool:
+    return isinstance(t, torch.Tensor) and t.is_floating_point()
+
+
 def exact(kernel, *args, fn=None, **keywords) -> dict[str, torch.Tensor]:
     """What the kernel's reference (or ``fn``) says in float64, by name of output."""
     fn = fn or kernel.reference_fn
     positional = [p.name for p in kernel.binder.positional]
     given = {**dict(zip(positional, args, strict=False)), **keywords}
-    wide = {n: t.double() if isinstance(t, torch.Tensor) else t for n, t in given.items()}
+    wide = {n: t.double() if _is_real(t) else t for n, t in given.items()}
     known = inspect.signature(fn).parameters
     result = fn(**{n: v for n, v in wide.items() if n in known})
     result = result if isinstance(result, tuple) else (result,)
@@ -67,7 +71,7 @@ def agrees(kernel, *args, within: float = 8.0, **keywords) -> dict[str, torch.Te
     want = exact(kernel, *args, **keywords)
     terms = exact(kernel, *args, fn=kernel.reference_options["terms"], **keywords)
     tensors = [t for t in (*args, *keywords.values()) if isinstance(t, torch.Tensor)]
-    coarse = max(torch.finfo(t.dtype).eps for t in tensors)
+    coarse = max(torch.finfo(t.dtype).eps for t in tensors if _is_real(t))
     for name, out in got.items():
         eps = max(coarse, torch.finfo(out.dtype).eps)
         least = torch.finfo(out.dtype).smallest_normal * torch.finfo(out.dtype).eps
@@ -97,13 +101,13 @@ def poisoned(kernel, *args, **keywords) -> dict[str, torch.Tensor]:
     kernel._allocate(call)
     source = kernel.lower(kernel.key_of(call), poison=True).source
     assert 'float("nan")' in source or "nan" in source, "nothing was poisoned"
-    module = load(source, f"{kernel.name}_poisoned", interpret=True)
+    launch = launcher(source, kernel.name, call.device)
     for p in kernel.signature.inputs:
         if _in_place(kernel, p.name):
             call.tensors[p.name] = call.tensors[p.name].clone()
     tensors = [call.tensors[p.name] for p in kernel.signature.tensors if p.name in call.tensors]
     scalars = [call.scalars[p.name] for p in kernel.signature.scalars if p.name in call.scalars]
-    module.launch(*tensors, *scalars)
+    launch(*tensors, *scalars)
     names = [p.name for p in call.wanted]
     names += [p.name for p in kernel.signature.inputs if _in_place(kernel, p.name)]
     return {n: call.tensors[n] for n in names}

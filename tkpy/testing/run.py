@@ -10,7 +10,7 @@ import torch
 
 from tkpy.call import Call
 from tkpy.errors import TkError
-from tkpy.execution import launcher
+from tkpy.execution import executor, interpreted, launcher, strict
 from tkpy.kernel import Kernel
 from tkpy.signature import TORCH_NAMES
 from tkpy.testing.data import laid_out, storage_bytes
@@ -60,9 +60,15 @@ class Runner:
         self._values(example, inputs, first)
         self._again(example, first)
         if example.setting.poison:
-            self._poisoned(example, first)
+            with strict():
+                self._poisoned(example)
+            with interpreted():
+                inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+                self._values(
+                    example, inputs, self._guarded(example, inputs, self._outputs(example))
+                )
 
-    # -- the four executions ---------------------------------------------------------------
+    # -- the five executions ---------------------------------------------------------------
 
     def _outputs(self, example: Example, fill: bool = True) -> dict[str, torch.Tensor]:
         """Preallocated outputs, filled with what no kernel writes, inside guarded memory."""
@@ -140,8 +146,10 @@ class Runner:
                     tail=[f"print({name})  # twice"],
                 )
 
-    def _poisoned(self, example: Example, first: dict[str, torch.Tensor]) -> None:
+    def _poisoned(self, example: Example) -> None:
         """With NaN in every dead element of every tile the same bits come out."""
+        inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+        first = self._guarded(example, inputs, self._outputs(example))
         inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
         outputs = self._outputs(example)
         self._call(example, self._poisoned_kernel, {**inputs, **outputs})
@@ -362,12 +370,13 @@ def run_poisoned(kernel: Kernel, cache: dict, args: dict[str, object]) -> Call:
     call = kernel.binder.bind((), args)
     key = kernel.key_of(call)
     kernel._allocate(call)
-    if key not in cache:
+    slot = (key, executor(call.device))
+    if slot not in cache:
         source = kernel.lower(key, poison=True).source
-        cache[key] = launcher(source, kernel.name, call.device)
+        cache[slot] = launcher(source, kernel.name, call.device)
     tensors = [call.tensors[p.name] for p in kernel.signature.tensors if p.name in call.tensors]
     scalars = [call.scalars[p.name] for p in kernel.signature.scalars if p.name in call.scalars]
-    cache[key](*tensors, *scalars)
+    cache[slot](*tensors, *scalars)
     return call
 
 

@@ -14,6 +14,7 @@ import types
 _MODULES = {
     "gemm": "gemm",
     "softmax": "softmax",
+    "cross_entropy": "cross_entropy",
     "layernorm": "norm",
     "rmsnorm": "norm",
     "rotary": "rotary",
