@@ -16,11 +16,12 @@ def cpu(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     only: Annotated[str, typer.Option(help="Only work whose name contains this.")] = "",
     threads: Annotated[int, typer.Option(help="Threads for both sides.")] = 2,
+    interpreter: Annotated[bool, typer.Option(help="Time Triton's interpreter too.")] = True,
 ) -> None:
-    """Triton kernels on the CPU backend against torch: milliseconds, ratio, share of a limit."""
+    """The zoo on the CPU backend against its rivals: milliseconds, ratio, share of a limit."""
     from bench.cpu import run
 
-    rows = run(only, threads)
+    rows = run(only, threads, interpreter)
     if json_file:
         json_file.write_text(json.dumps(rows, indent=1))
 
