@@ -75,7 +75,7 @@ def _gemm(m: int, n: int, k: int, name: str, interpret: bool = False) -> Work:
     return Work(
         lambda: gemm(a, b, c=c, **blocks),
         {"torch": lambda: torch.mm(a, b, out=ref), **_jax(lambda j, x, y: j.matmul(x, y), a, b)},
-        lambda: _near(c, ref, name, 16 if name == "fp32" else 2),
+        lambda: _near(c, ref, name, k**0.5 if name == "fp32" else 2),
         flops=2 * m * n * k,
         dtype=name,
         interpret=interpret,
