@@ -41,13 +41,12 @@ def peers(
     dtypes: Annotated[str, typer.Option(help="Data types.")] = "fp32,bf16",
     workers: Annotated[int, typer.Option(help="Ops at a time.")] = 2,
     limit: Annotated[float, typer.Option(help="Seconds for a row.")] = 300,
+    save: Annotated[bool, typer.Option(help="Write the rows into bench/peers.*")] = False,
 ) -> None:
     """Other people's kernels (flash-linear-attention, Liger-Kernel) against references."""
-    from bench.peers.table import run, write
+    from bench.peers.table import run
 
-    rows = run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit)
-    if not only:
-        write(rows)
+    run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit, save)
 
 
 app()

@@ -154,8 +154,8 @@ recipe("feature_map.SquaredReLUFeatureMap")(
     _map(maps.SquaredReLUFeatureMap, lambda x: F.relu(x) ** 2))  # fmt: skip
 recipe("feature_map.GELUFeatureMap")(
     _map(maps.GELUFeatureMap, lambda x: F.gelu(x, approximate="tanh")))  # fmt: skip
-recipe("feature_map.SwishFeatureMap")(_map(maps.SwishFeatureMap, F.silu))
-recipe("feature_map.SigmoidFeatureMap")(_map(maps.SigmoidFeatureMap, torch.sigmoid))
+recipe("feature_map.SwishFeatureMap")(_map(maps.SwishFeatureMap, lambda x: F.silu(x)))
+recipe("feature_map.SigmoidFeatureMap")(_map(maps.SigmoidFeatureMap, lambda x: torch.sigmoid(x)))
 
 
 @recipe("feature_map.LearnablePolySketchNonNegativeFeatureMap")

@@ -122,7 +122,8 @@ def _evaluate(f, inputs: dict, weights: list, case: Case):
              if x is not None and w is not None and x.requires_grad]  # fmt: skip
     names = [k for k, x in leaves.items() if x.requires_grad]
     if pairs and names:
-        torch.autograd.backward([x for x, _ in pairs], [w for _, w in pairs])
+        # Copies: a backward may write into the gradient that it is given.
+        torch.autograd.backward([x for x, _ in pairs], [w.clone() for _, w in pairs])
     out = [None if x is None else x.detach() for x in out]
     return out, {k: leaves[k].grad for k in names}
 

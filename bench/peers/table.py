@@ -128,8 +128,11 @@ def _judge(row: dict, known: dict[str, str]) -> dict:
 
 
 def run(only: str = "", lengths=LENGTHS, dtypes=DTYPES, workers: int = 2, limit: float = 300,
-        save: Path | None = None) -> list[dict]:  # fmt: skip
-    """All rows whose op contains one of the comma-separated words of ``only``."""
+        save: bool = False) -> list[dict]:  # fmt: skip
+    """All rows whose op contains one of the comma-separated words of ``only``.
+
+    ``save`` puts each op's rows into the files as soon as it is done; other rows there stay.
+    """
     prepare()
     warnings.simplefilter("ignore")
     from rich.console import Console
@@ -186,9 +189,10 @@ def run(only: str = "", lengths=LENGTHS, dtypes=DTYPES, workers: int = 2, limit:
                         markup=False,
                     )
             if save:
-                save.write_text(json.dumps(results, indent=0))
-    place = {n: i for i, n in enumerate(names)}
-    results.sort(key=lambda r: (place[r["op"]], DTYPES.index(r["dtype"]), r["T"]))
+                update(job.done, ops)
+    if save:
+        update(results, ops)
+    results.sort(key=_place(ops))
     console.print(summary(results), highlight=False, markup=False)
     return results
 
@@ -272,9 +276,19 @@ def versions() -> dict[str, str]:
     return {p: version(p) for p in packages}
 
 
-def write(results: list[dict], folder: Path = FOLDER) -> None:
-    """``peers.json`` and ``peers.md``."""
+def _place(ops):
+    number = {n: i for i, n in enumerate(ops)}
+    return lambda r: (number.get(r["op"], len(number)), DTYPES.index(r["dtype"]), r["T"])
+
+
+def update(rows: list[dict], ops, folder: Path = FOLDER) -> None:
+    """Put rows into ``peers.json`` in place of their last results, and write ``peers.md``."""
+    path = folder / "peers.json"
     keep = ("op", "T", "dtype", "status", "reason", "ratio", "launches", "seconds")
-    rows = [{k: r[k] for k in keep if k in r} for r in results]
-    (folder / "peers.json").write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    (folder / "peers.md").write_text(markdown(results, versions()))
+    old = json.loads(path.read_text()) if path.exists() else []
+    table = {(r["op"], r["T"], r["dtype"]): r for r in old if r["op"] in ops}
+    for r in rows:
+        table[r["op"], r["T"], r["dtype"]] = {k: r[k] for k in keep if k in r}
+    both = sorted(table.values(), key=_place(ops))
+    path.write_text("[\n" + ",\n".join(map(json.dumps, both)) + "\n]\n")
+    (folder / "peers.md").write_text(markdown(both, versions()))
