@@ -42,11 +42,12 @@ def peers(
     workers: Annotated[int, typer.Option(help="Ops at a time.")] = 2,
     limit: Annotated[float, typer.Option(help="Seconds for a row.")] = 300,
     save: Annotated[bool, typer.Option(help="Write the rows into bench/peers.*")] = False,
+    tune: Annotated[bool, typer.Option(help="Autotuners try all configurations.")] = False,
 ) -> None:
     """Other people's kernels (flash-linear-attention, Liger-Kernel) against references."""
     from bench.peers.table import run
 
-    run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit, save)
+    run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit, save, tune)
 
 
 app()

@@ -67,7 +67,7 @@ def parameters(d: Draw, module, scale: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def _unary(op, want):
-    return lambda d: Case(ordered(op), want, {"x": d.randn(d.B, d.T, D)})
+    return lambda d: Case(ordered(op), ordered(want), {"x": d.randn(d.B, d.T, D)})
 
 
 for _name, _want in {
@@ -98,7 +98,9 @@ for _name, _want in _PAIRS.items():
 
     def _pair(d, name=_name, want=_want):
         return Case(
-            getattr(act, name), want, {"x": d.randn(d.B, d.T, D), "y": d.randn(d.B, d.T, D)}
+            ordered(getattr(act, name)),
+            want,
+            {"x": d.randn(d.B, d.T, D), "y": d.randn(d.B, d.T, D)},
         )
 
     def _pair_linear(d, name=_name, want=_want):

@@ -98,6 +98,14 @@ class Job:
         return False
 
 
+def _first_configuration() -> None:
+    """Let autotuners take the first configuration that they do not prune, and compile no other."""
+    from triton.runtime.autotuner import Autotuner
+
+    prune = Autotuner.prune_configs
+    Autotuner.prune_configs = lambda self, kwargs: prune(self, kwargs)[:1]
+
+
 def _child(recipe, rows: list[tuple[int, str]], pipe: int) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -128,10 +136,12 @@ def _judge(row: dict, known: dict[str, str]) -> dict:
 
 
 def run(only: str = "", lengths=LENGTHS, dtypes=DTYPES, workers: int = 2, limit: float = 300,
-        save: bool = False) -> list[dict]:  # fmt: skip
+        save: bool = False, tune: bool = False) -> list[dict]:  # fmt: skip
     """All rows whose op contains one of the comma-separated words of ``only``.
 
     ``save`` puts each op's rows into the files as soon as it is done; other rows there stay.
+    ``tune`` lets autotuners try all of their configurations; of the kernels that are not picked
+    nothing is seen, so they are only compiled if somebody wants to wait for it.
     """
     prepare()
     warnings.simplefilter("ignore")
@@ -140,6 +150,8 @@ def run(only: str = "", lengths=LENGTHS, dtypes=DTYPES, workers: int = 2, limit:
     from bench.peers.names import public_ops
     from bench.peers.recipes import KNOWN, NO_KERNEL, RECIPES
 
+    if not tune:
+        _first_configuration()
     console = Console(width=None if sys.stdout.isatty() else 160)
     ops = public_ops()
     missing = [n for n in (*RECIPES, *NO_KERNEL) if n not in ops]
