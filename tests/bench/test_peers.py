@@ -2,12 +2,6 @@
 
 import os
 
-os.environ.setdefault("TRITON_DEFAULT_BACKEND", "cpu")
-
-import codegen.cpu
-
-codegen.cpu.register()
-
 import pytest
 import torch
 import triton
