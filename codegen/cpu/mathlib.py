@@ -100,23 +100,39 @@ def _sixteenths(e: Emit, x: Val, scale: float) -> tuple[Val, Val]:
     return e.op("fsub", "f32", shifted, magic), e.wrap("f32", power, 16)
 
 
-def _near_one(e: Emit, x: Val, coefficients, power: Val, n: Val) -> Val:
-    """power * (1 + x * polynomial(x)) * 2**floor(n)."""
+def _near_one(e: Emit, x: Val, coefficients, power: Val, n: Val, on: Val) -> Val:
+    """power * (1 + x * polynomial(x)) * 2**floor(n), or zero where not ``on``."""
     p = e.op("fmul", "f32", poly(e, x, coefficients), x)
-    return _power_of_two(e, fma(e, power, p, power), n, n)
+    t = "<16 x float>"
+    mask = e.raw(f"bitcast <16 x i1> {e.operand(on, 16)} to i16")
+    return e.wrap("f32", e.intrinsic(
+        "llvm.x86.avx512.mask.scalef.ps.512", t,
+        [(t, e.operand(fma(e, power, p, power), 16)), (t, e.operand(n, 16)),
+         (t, "zeroinitializer"), ("i16", mask), ("i32", "4")]), 16)  # fmt: skip
 
 
 def _full_width(e: Emit, x: Val) -> bool:
     return e.features.has("avx512f") and x.kind == "v" and x.n == 16
 
 
+def _bounded(e: Emit, x: Val, low: float, high: float) -> tuple[Val, Val]:
+    """x but for what is larger than ``high``, and where it is not smaller than ``low``.
+
+    What is smaller is masked off: a processor takes two hundred cycles to scale it down to zero,
+    and masked scores are minus infinity.
+    """
+    on = e.op("fcmp uge", "f32", x, _f(low), out="i1")
+    return e.select(e.op("fcmp ogt", "f32", x, _f(high), out="i1"), _f(high), x), on
+
+
 def exp(e: Emit, x: Val) -> Val:
-    x = clamp(e, x, -104.0, 89.0)
     if _full_width(e, x):
+        x, on = _bounded(e, x, -104.0, 89.0)
         n, power = _sixteenths(e, x, 1.44269504088896341)
         r = fma(e, n, _f(-0.693147182464599609375), x)
         r = fma(e, n, _f(1.9046542121259335e-9), r)
-        return _near_one(e, r, (0.1666696, 0.50000977, 1.0), power, n)
+        return _near_one(e, r, (0.1666696, 0.50000977, 1.0), power, n, on)
+    x = clamp(e, x, -104.0, 89.0)
     n, k = _round(e, e.op("fmul", "f32", x, _f(1.44269504088896341)))
     r = fma(e, n, _f(-0.693359375), x)
     r = fma(e, n, _f(2.12194440e-4), r)
@@ -124,11 +140,12 @@ def exp(e: Emit, x: Val) -> Val:
 
 
 def exp2(e: Emit, x: Val) -> Val:
-    x = clamp(e, x, -151.0, 129.0)
     if _full_width(e, x):
+        x, on = _bounded(e, x, -151.0, 129.0)
         n, power = _sixteenths(e, x, 1.0)
         r = e.op("fsub", "f32", x, n)
-        return _near_one(e, r, (0.05550541, 0.24023356, 0.69314718), power, n)
+        return _near_one(e, r, (0.05550541, 0.24023356, 0.69314718), power, n, on)
+    x = clamp(e, x, -151.0, 129.0)
     n, k = _round(e, x)
     f = e.op("fsub", "f32", x, n)
     p = poly(e, f, (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2,

@@ -100,14 +100,19 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool, k_stop=None, n_stop=None) -
         and n >= width
         and out.type.elem in ("i32", "f32")
     ):
+        whole = prefix.whole(low, (src,), 1)
+        k_end = k if k_stop is None else e.mul(k_stop, const("i32", k // out.shape[0]))
+        n_end = const("i32", n) if n_stop is None else n_stop
         with nest(e) as g:
             ty = out.type.elem
 
-            def column(j, _):
+            def column(j, _, surely=None):
+                ns = [g.affine(j, 1, r) for r in range(width)]
+                g.outer = [(surely, jr) for jr in ns if surely]
+
                 def row(i, _):
                     rows = []
-                    for r in range(width):
-                        jr = g.affine(j, 1, r)
+                    for jr in ns:
                         ramp = Val(
                             "i32", "a", n=k_lanes, base=i, stride=const("i32", 1), level=i.level
                         )
@@ -126,9 +131,15 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool, k_stop=None, n_stop=None) -
                         out.put(g, (kr, ramp), e.wrap(ty, v, width))
 
                 e.loop(0, k_end, k_lanes, row)
+                g.outer = []
 
-            k_end = k if k_stop is None else e.mul(k_stop, const("i32", k // out.shape[0]))
-            e.loop(0, n if n_stop is None else n_stop, width, column)
+            start = ZERO
+            if whole is not None:  # columns that no mask cuts off
+                start = e.op(
+                    "and", "i32", prefix.smaller(e, whole[1], n_stop), const("i32", -width)
+                )
+                e.loop(0, start, width, lambda j, _: column(j, _, whole[0]))
+            e.loop(start, n_end, width, column)
         return
     if pairs and n % (2 * width) == 0:
         _interleave(low, src, out, k_stop, n_stop)

@@ -123,8 +123,8 @@ class Map(Tensor):
         super().__init__(ty)
         self.op_name, self.fn, self.inputs = name, fn, tuple(inputs)
         self.word = ""  # the predicate of a comparison
-        self.flops = 1 + sum(getattr(t, "flops", 0) for t in inputs)
-        self.data = any(t.data for t in inputs)
+        self.data = any(t.data for t in inputs)  # index arithmetic is done once for many elements
+        self.flops = self.data + sum(getattr(t, "flops", 0) for t in inputs)
         floats = ty.elem in ("f32", "f64", "bf16", "f16")
         own = self.flops > 3 and (floats or self.data)
         self.heavy = heavy or own or any(t.heavy for t in inputs)

@@ -10,6 +10,7 @@ from codegen.cpu.emit import Val, const
 from codegen.cpu.lower.tensor import Buffer, Tensor, nest
 
 ROW_BYTES = 64
+NEAR_BYTES = 20 << 10  # of a first-level cache that two threads may share
 # A tile configuration: palette 1, then bytes per row of each tile at 16, rows of each at 48.
 CONFIG = bytes([1, *[0] * 15, *[ROW_BYTES, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
 
@@ -68,26 +69,36 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
         right = e.offset(panel.base, e.mul(j, const("i32", k // 2)), 4)
 
         def step(pair: Val, _) -> None:
-            for x in range(ways_m):
-                p = e.offset(left[x], e.mul(pair, const("i32", 2)), 2)
-                tile("tileloadd64", 4 + x, p, 2 * a.steps[0])
-            for y in range(ways_n):
-                p = e.offset(
-                    right, e.add(e.mul(pair, const("i32", width)), const("i32", 16 * y)), 4
-                )
-                tile("tileloadd64", 6 + y, p, 4 * width)
+            """Loads in the order of their first use, so that products start before the last."""
+            ready = set()
+
+            def ensure(x: int, y: int) -> None:
+                if ("left", x) not in ready:
+                    p = e.offset(left[x], e.mul(pair, const("i32", 2)), 2)
+                    tile("tileloadd64", 4 + x, p, 2 * a.steps[0])
+                if ("right", y) not in ready:
+                    at = e.add(e.mul(pair, const("i32", width)), const("i32", 16 * y))
+                    tile("tileloadd64", 6 + y, e.offset(right, at, 4), 4 * width)
+                ready.update({("left", x), ("right", y)})
+
             for x in range(ways_m):
                 for y in range(ways_n):
-                    e.intrinsic(
-                        "llvm.x86.tdpbf16ps",
-                        "void",
-                        [("i8", str(2 * x + y)), ("i8", str(4 + x)), ("i8", str(6 + y))],
-                    )
+                    ensure(x, y)
+                    numbers = (2 * x + y, 4 + x, 6 + y)
+                    e.intrinsic("llvm.x86.tdpbf16ps", "void", [("i8", str(k)) for k in numbers])
 
-        e.loop(0, k_stop, 16, step)
+        if isinstance(k_stop, int) and k_stop <= 64:
+            for pair in range(0, k_stop, 16):
+                step(const("i32", pair), None)
+        else:
+            e.loop(0, k_stop, 16, step)
         for (x, y), p in places.items():
             tile("tilestored64", 2 * x + y, p, 4 * out.steps[0])
 
+    # What the inner loop goes over again and again should stay in the first-level cache.
+    rows, columns = (m_stop, 16 * ways_m), (n_stop, width)
     with nest(e):
-        e.loop(0, n_stop, width, lambda j, _: e.loop(
-            0, m_stop, 16 * ways_m, lambda i, _: block(i, j)) and None)  # fmt: skip
+        if 2 * k * out.shape[1] <= NEAR_BYTES:
+            e.loop(0, *rows, lambda i, _: e.loop(0, *columns, lambda j, _: block(i, j)) and None)
+        else:
+            e.loop(0, *columns, lambda j, _: e.loop(0, *rows, lambda i, _: block(i, j)) and None)
