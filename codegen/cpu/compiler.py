@@ -186,4 +186,6 @@ def _asm(text: str, metadata: dict) -> str:
 
 
 def _object(assembly: str, metadata: dict) -> bytes:
-    return bytes.fromhex(metadata.pop("__object"))
+    from codegen.cpu.toolchain import seal
+
+    return seal(bytes.fromhex(metadata.pop("__object")))

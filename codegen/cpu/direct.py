@@ -16,7 +16,6 @@ from codegen.cpu.launch import Launcher, load
 # would hash their source in every launch.
 _STATE = "_codegen_cpu"
 _lock = threading.Lock()
-_features = environment.reader("TKPY_CPU_FEATURES")
 
 
 class _Compiled:
@@ -28,7 +27,7 @@ class _Compiled:
         self.launcher = Launcher(source, kernel.metadata)
 
 
-def _prepare(fn, mode: tuple):
+def _prepare(fn, mode: int | str):
     """(binder, backend, compiled kernels) of a function for a feature set, with checks or not."""
     with _lock:
         states = fn.__dict__.setdefault(_STATE, {})
@@ -41,7 +40,7 @@ def _prepare(fn, mode: tuple):
 
 def run(fn, grid, args: tuple, kwargs: dict):
     """``fn[grid](*args, **kwargs)`` on CPU tensors."""
-    mode = (_features(), environment.checking())
+    mode = environment.mode()
     try:
         bind, backend, cache = fn.__dict__[_STATE][mode]
     except KeyError:

@@ -13,8 +13,6 @@ from triton.backends.driver import DriverBase as _Base
 
 from codegen.cpu import environment
 
-_forced_features = environment.reader("TKPY_CPU_FEATURES")
-
 if environment.checking():  # before the first output is allocated
     from codegen.cpu import poison
 
@@ -96,11 +94,8 @@ class CpuDriver(_Base):
 
         return DeviceInterface
 
-    def get_current_device(self) -> int:
-        # A forced feature set is a device of its own, and so is the checking mode: Triton keeps
-        # compiled kernels per device.
-        forced = _forced_features() or 0
-        return f"check-{forced}" if environment.checking() else forced
+    # Triton keeps compiled kernels per device.
+    get_current_device = staticmethod(environment.mode)
 
     def set_current_device(self, device) -> None:
         """There is one."""

@@ -21,8 +21,18 @@ def reader(name: str) -> Callable[[], str | None]:
 
 
 _check = reader("TKPY_CPU_CHECK")
+_features = reader("TKPY_CPU_FEATURES")
 
 
 def checking() -> bool:
     """Are kernels to be compiled and run in the checking mode (``codegen.cpu.check``)?"""
     return _check() not in (None, "", "0")
+
+
+def mode() -> int | str:
+    """What code is compiled for: 0 for the host as it is, else a name.
+
+    A forced feature set has a name, and so has the checking mode with each of them.
+    """
+    forced = _features() or 0
+    return f"check-{forced}" if _check() not in (None, "", "0") else forced

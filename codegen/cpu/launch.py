@@ -15,7 +15,7 @@ import torch
 
 from codegen.cpu import environment
 from codegen.cpu.pool import pool
-from codegen.cpu.toolchain import Library
+from codegen.cpu.toolchain import Library, unseal
 
 _SCALARS = {"fp32": "f4x", "fp64": "d", "i1": "?7x", "u1": "?7x", "i8": "b7x", "u8": "B7x",
             "i16": "h6x", "u16": "H6x", "i32": "i4x", "u32": "I4x", "i64": "q", "u64": "Q",
@@ -30,11 +30,11 @@ _loaded: weakref.WeakValueDictionary[bytes, Library] = weakref.WeakValueDictiona
 
 
 def load(binary: bytes) -> tuple[Library, int]:
-    """Object code -> (what keeps it loaded, the kernel's address); the same code is loaded once."""
+    """Sealed object code -> (what keeps it loaded, the kernel's address); loaded once."""
     key = hashlib.sha256(binary).digest()
     library = _loaded.get(key)
     if library is None:
-        library = _loaded[key] = Library(binary)
+        library = _loaded[key] = Library(unseal(binary))
     return library, library.address("kernel")
 
 

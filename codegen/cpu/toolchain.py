@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import threading
+import zlib
 from dataclasses import dataclass
 
 _LOCK = threading.Lock()
@@ -134,6 +136,25 @@ def optimise(text: str, f: Features) -> tuple[str, str, bytes]:
         _simplify(binding, machine, module)
         readable, assembly = str(module), machine.emit_assembly(module)
         return readable, assembly, _assemble(binding, machine, assembly)
+
+
+_SEAL = struct.Struct("<4sI")
+
+
+def seal(binary: bytes) -> bytes:
+    """Object code with a checksum behind it: LLVM crashes on files that a full disk cut short."""
+    return binary + _SEAL.pack(b"tkpy", zlib.crc32(binary))
+
+
+def unseal(data: bytes) -> bytes:
+    """What ``seal`` was given. Raises OSError if it is not that any more."""
+    binary = data[: -_SEAL.size]
+    if data != seal(binary):
+        raise OSError(
+            "a compiled kernel in Triton's cache is damaged\n"
+            f"  fix: remove {os.environ.get('TRITON_CACHE_DIR') or '~/.triton/cache'}"
+        )
+    return binary
 
 
 class Library:
