@@ -553,6 +553,8 @@ def _(d):
 
 @recipe("grpo.grpo_loss_with_old_logps")
 def _(d):
+    d.B = 4
+
     def logps():
         return d.wide(d.B, d.T, 8).log_softmax(-1)[..., 0].to(d.dtype)
 

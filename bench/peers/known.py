@@ -41,8 +41,31 @@ _NAMES = {
 
 NO_KERNEL: dict[str, str] = {n: why for why, names in _NAMES.items() for n in names.split()}
 
+_UNSET = "its backward names the number of processors for CUDA, XPU and NPU only (ops/dyt.py:131)"
+
 # "op: text of the reason" -> proof
 KNOWN: dict[str, str] = {
     "gla.fused_chunk_gla: is deprecated": "withdrawn: the function does nothing but raise",
     "delta_rule.fused_chunk_delta_rule: is deprecated": "withdrawn: it does nothing but raise",
+    "LigerDyTFunction: NUM_SMS": _UNSET,
+    "liger_dyt: NUM_SMS": _UNSET,
 }
+
+# What the references showed of the packages; the recipes step around it, and say so.
+SEEN = [
+    "`fla.ops.comba.naive_recurrent_comba` reads the state after its decay. `chunk_comba`,"
+    " `fused_recurrent_comba` and `naive_chunk_comba` read it before, agree to 1e-6 and differ from"
+    " it by 4 %.",
+    "`fused_recurrent_rwkv6` takes no notice of the gradient of the final state that it returns:"
+    " `dht` is an argument of its backward (`fla/ops/rwkv6/fused_recurrent.py:556`) and not used.",
+    "`causal_conv1d` drops the gradient of the oldest of the W inputs that it returns as final"
+    " state (`fla/modules/causal_conv1d/ops.py:331`: `start_tok` is T - (W - 1), the state's first"
+    " token is T - W).",
+    "`parallel_wall_attn_decode` computes addresses as if `p_curr` were contiguous and checks only"
+    " its last dimension (`fla/ops/wall_attn/decode.py:204`): of a slice of a prefix it reads"
+    " the wrong elements from the second batch element on.",
+    "`chunk_precond_kda` normalises q and k always, `fused_recurrent_precond_kda` on request and"
+    " `naive_recurrent_precond_kda` never.",
+    "`chunk_mesa_net` divides by |p A p| + 1e-5 in its conjugate gradients, which ends their"
+    " convergence at about 3e-3: rows are held to 8e-3 of the scale.",
+]

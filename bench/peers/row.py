@@ -229,10 +229,10 @@ def run(recipe: Callable, length: int, dtype_name: str) -> dict:
         case = recipe(Draw(length, dtype))
         row["ratio"], wrong, row["launches"] = check(case, dtype)
         row["note"] = case.note
-        if wrong:
-            row["status"], row["reason"] = "wrong", "; ".join(wrong)
-        elif not row["launches"]:
+        if not row["launches"]:
             row["status"], row["reason"] = "no kernel", "launches no Triton kernel"
+        elif wrong:
+            row["status"], row["reason"] = "wrong", "; ".join(wrong)
     except Unsupported as error:
         row["status"], row["reason"] = "refused", str(error)
     except Exception as error:

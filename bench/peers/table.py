@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.peers.known import SEEN
+
 LENGTHS = (1, 63, 64, 200)
 DTYPES = ("fp32", "bf16")
 ORDER = ("works", "refused", "theirs", "wrong", "failed", "no recipe")
@@ -274,6 +276,7 @@ def markdown(results: list[dict], versions: dict[str, str]) -> str:
     for r in results:
         if r["status"] == "no kernel" and r["op"] not in bare.get(r["reason"], []):
             bare.setdefault(r["reason"], []).append(r["op"])
+    lines += ["", "## Seen in the packages", "", *(f"- {text}" for text in SEEN)]
     if bare:
         lines += ["", "## Names without a Triton kernel", ""]
         lines += [f"- {why}: " + ", ".join(f"`{n}`" for n in names) for why, names in bare.items()]
