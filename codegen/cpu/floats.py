@@ -193,12 +193,11 @@ def _round_to_odd(e: Emit, v: Val) -> Val:
     bits = e.cast("bitcast", near, "i32")
     inexact = e.op("fcmp one", "f64", back, v, out="i1")
     even = e.op("icmp eq", "i32", e.op("and", "i32", bits, _i(1)), _i(0), out="i1")
-    finite = e.op("icmp slt", "i32", e.op("and", "i32", bits, _i(0x7FFFFFFF)), _i(0x7F800000),
-                  out="i1")  # fmt: skip
     positive = e.op("icmp sge", "i32", bits, _i(0), out="i1")
     above = e.op("fcmp ogt", "f64", back, v, out="i1")
-    # Towards the exact value: its odd neighbour lies one step down or up in magnitude.
+    # Towards the exact value: its odd neighbour lies one step down or up in magnitude. That of an
+    # infinity that fp64 did not have is the largest number.
     down = e.op("icmp eq", "i1", above, positive, out="i1")
     step = e.select(down, _i(-1), _i(1))
-    fix = e.op("and", "i1", e.op("and", "i1", inexact, even), finite)
+    fix = e.op("and", "i1", inexact, even)
     return e.cast("bitcast", e.op("add", "i32", bits, e.select(fix, step, _i(0))), "f32")
