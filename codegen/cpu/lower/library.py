@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from codegen.cpu import mathlib
 from codegen.cpu.emit import Val, const
+from codegen.cpu.lower import devlib
 from codegen.cpu.lower.elementwise import TABLE, libm, vector
 from codegen.cpu.lower.tensor import Map
 from codegen.cpu.ttir import Op
@@ -55,6 +56,7 @@ OTHERS = {
     "signbit": _signbit, "signbitd": _signbit, "saturate": _saturate, "rsqrt": mathlib.rsqrt,
     "rsqrt_rn": mathlib.rsqrt, "frsqrt_rn": mathlib.rsqrt,
     "rcp_rn": lambda e, x: e.op("fdiv", x.ty, const(x.ty, 1.0), x),
+    "drcp_rn": lambda e, x: e.op("fdiv", x.ty, const(x.ty, 1.0), x),
     "frcp_rn": lambda e, x: e.op("fdiv", x.ty, const(x.ty, 1.0), x),
 }  # fmt: skip
 
@@ -84,8 +86,10 @@ def function(symbol: str, double: bool):
 def named(low, op: Op, elem: str):
     """What computes the function that an op names, for operands of a type; refused without one."""
     symbol = op.attrs.get("symbol", "").strip('" ')
-    fn = function(symbol, elem == "f64")
-    if fn is None or elem not in ("f32", "f64"):
+    fn = devlib.lookup(symbol, elem)
+    if fn is None and elem in ("f32", "f64"):
+        fn = function(symbol, elem == "f64")
+    if fn is None:
         raise low.refuse(op, f"the library function {symbol} has no counterpart on the CPU")
     return fn
 
