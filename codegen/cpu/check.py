@@ -91,11 +91,14 @@ class _Argument:
         return f"{place}, address {address:#x}"
 
 
-def _pointers(names, types, values):
-    """(type, name, value) of every scalar slot of a kernel, tuples opened."""
+def _pointers(names, types, values, flags):
+    """(type, name, value) of every scalar slot of a kernel, tuples and descriptors opened."""
     for name, ty, value in zip(names, types, values, strict=True):
         if isinstance(ty, tuple):
-            yield from _pointers([f"{name}[{k}]" for k in range(len(ty))], ty, value)
+            yield from _pointers([f"{name}[{k}]" for k in range(len(ty))], ty, value, flags)
+        elif ty.startswith("tensordesc"):
+            for part, _ in launch.descriptor_slots(ty, name, flags):
+                yield part, name, value.base if part[0] == "*" else None
         elif ty != "constexpr":
             yield ty, name, value
 
@@ -209,10 +212,11 @@ class CheckedLauncher(launch.Launcher):
         super().__init__(src, metadata)
         self.info = metadata.cpu["check"]
         self.names, self.types = list(src.signature), list(src.signature.values())
+        self.flags = launch.descriptor_flags(self.types, metadata.cpu.get("slots"))
 
     def _arguments(self, values) -> list[_Argument]:
         out = []
-        for ty, name, value in _pointers(self.names, self.types, values):
+        for ty, name, value in _pointers(self.names, self.types, values, self.flags):
             a = _Argument(name, value)
             if ty[0] == "*" and value is not None:
                 a.at = launch._address(value)

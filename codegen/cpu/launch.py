@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import mmap
+import re
 import struct
 import threading
 import time
@@ -118,7 +119,32 @@ def _span(tensor) -> tuple[int, int]:
         return 0, 1 << 63
 
 
-def _packer(signature, pairs=()):
+def descriptor_slots(ty: str, expr, flags: int) -> list[tuple[str, str]]:
+    """(type, expression) of what a descriptor argument is passed as: its tensor, shape, strides
+    and flags, then shape and strides again, which is how Triton rewrites the kernel."""
+    ranks = range(re.match(r"[^\[]*\[([^\]]*)\]", ty)[1].count(",") + 1)
+    shape = [f"{expr}.shape[{k}]" for k in ranks]
+    strides = [f"{expr}.strides[{k}]" for k in ranks]
+    out = [("*" + re.match(r"\w+<([^\[]*)", ty)[1], f"{expr}.base")]
+    out += [("i64", e) for e in shape + strides]
+    asked = [f'{expr}.padding == "nan"', f'getattr({expr}, "round_f32_to_tf32", False)']
+    out += [("i1", e) for e in asked[:flags]]
+    return out + [("i32", e) for e in shape] + [("i64", e) for e in strides]
+
+
+def descriptor_flags(signature, slots: int | None) -> int:
+    """How many flags each descriptor argument has, by the number of the kernel's arguments: one
+    in older versions of Triton, two in newer ones."""
+    flat = _flatten(signature)
+    descriptors = [ty for ty in flat if ty.startswith("tensordesc")]
+    if not descriptors or slots is None:
+        return 2
+    others = sum(ty != "constexpr" for ty in flat) - len(descriptors)
+    known = sum(len(descriptor_slots(ty, "", 0)) for ty in descriptors)
+    return (slots - others - known) // len(descriptors)
+
+
+def _packer(signature, pairs=(), slots=None):
     """(a function that writes a launch's arguments into their slots, the slots).
 
     It is written for a signature, and its slots are reused from launch to launch. The last slot
@@ -127,6 +153,7 @@ def _packer(signature, pairs=()):
     that it is given.
     """
     names, picks, fmt, lines, pointers = [], [], "<", [], {}
+    flags = descriptor_flags(signature, slots)
 
     def visit(ty, expr: str) -> None:
         nonlocal fmt
@@ -135,6 +162,9 @@ def _packer(signature, pairs=()):
                 visit(t, f"{expr}[{k}]")
         elif ty == "constexpr":
             return
+        elif ty.startswith("tensordesc"):
+            for part, value in descriptor_slots(ty, expr, flags):
+                visit(part, value)
         elif ty[0] == "*":
             fmt += "Q"
             name = f"p{len(picks)}"
@@ -187,7 +217,8 @@ class Launcher:
         info = getattr(metadata, "cpu", None) or {}
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
-        self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()))
+        self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()),
+                                        info.get("slots"))  # fmt: skip
         self.slots_at = ctypes.addressof(self.slots)
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0

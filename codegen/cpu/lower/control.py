@@ -282,7 +282,8 @@ def _fill(low, slots: list, values: list) -> None:
         e.line(f"store {LLVM[ty]} {text}, ptr {name}")
 
 
-def _read(low, slots: list, names: list[str]) -> None:
+def read_slots(low, slots: list, names: list[str]) -> None:
+    """Bind names to what their places hold."""
     e = low.e
     for slot, name in zip(slots, names, strict=True):
         low.env[name] = slot if isinstance(slot, Buffer) else e.wrap(
@@ -300,7 +301,7 @@ def while_(low, op: Op) -> None:
     e.open()
     e.branch(head)
     e.mark(head)
-    _read(low, carried, op.binds or before.args)
+    read_slots(low, carried, op.binds or before.args)
     for inner in before.ops[:-1]:
         low.op(inner)
     cond, *passed = before.ops[-1].operands
@@ -310,17 +311,23 @@ def while_(low, op: Op) -> None:
     e.line(f"br i1 {e.operand(low.scalar(cond))}, label %{body}, label %{end}")
     e.mark(body)
     e.open()
-    _read(low, handed, after.args)
+    read_slots(low, handed, after.args)
     low.block(after)
     _fill(low, carried, [low.env[v] for v in _yielded(after)])
     e.branch(head)
     e.close()
     e.mark(end)
     e.close()
-    _read(low, handed, op.results)
+    read_slots(low, handed, op.results)
 
 
 # -- blocks, calls, returns ------------------------------------------------------------------
+
+
+def placeholders(low, block: Block) -> list:
+    """Places for the arguments of a block."""
+    fake = [Const(t, 0) if t.tensor else Val(t.elem, "u", "") for t in block.arg_types]
+    return _slots(low, fake)
 
 
 def function_body(low, func: Func) -> None:
@@ -330,13 +337,12 @@ def function_body(low, func: Func) -> None:
     low.block_slots = {}
     for b in blocks[1:]:
         if b.args:
-            fake = [Const(t, 0) if t.tensor else Val(t.elem, "u", "") for t in b.arg_types]
-            low.block_slots[b.label] = _slots(low, fake)
+            low.block_slots[b.label] = placeholders(low, b)
     for k, b in enumerate(blocks):
         if k:
             low.e.mark(low.labels[b.label])
             if b.args:
-                _read(low, low.block_slots[b.label], b.args)
+                read_slots(low, low.block_slots[b.label], b.args)
         low.block(b)
 
 
@@ -364,19 +370,16 @@ def cond_br(low, op: Op) -> None:
             e.branch(low.labels[label])
 
 
-def return_(low, op: Op) -> None:
-    """tt.return of a kernel."""
-    low.e.line("ret void")
-
-
 def call(low, op: Op) -> None:
     """A call that Triton's inliner left alone (noinline): inlined here."""
+    from codegen.cpu.lower import region
     from codegen.cpu.lower.uses import Uses
 
     name = next(w for w in op.words if w.startswith("@"))[1:].strip('"')
     callee = low.module.funcs[name]
     if len(callee.body.blocks) > 1:
-        raise low.refuse(op, f"{name} is not inlined and returns early")
+        region.call(low, op, callee)
+        return
     block = callee.body.entry
     keep_env, keep_uses = low.env, low.uses
     args = [keep_env[v] for v in op.operands]
@@ -395,4 +398,4 @@ def call(low, op: Op) -> None:
 
 
 OPS = {"scf.for": for_, "scf.if": if_, "scf.while": while_, "cf.br": br, "cf.cond_br": cond_br,
-       "tt.return": return_, "tt.call": call, "scf.yield": lambda low, op: None}  # fmt: skip
+       "tt.call": call, "scf.yield": lambda low, op: None}  # fmt: skip

@@ -13,8 +13,11 @@ from codegen.cpu.lower import (
     guard,
     library,
     memory,
+    printing,
     reduce,
+    region,
     rest,
+    scaled,
     shape,
     tiles,
 )
@@ -59,6 +62,9 @@ class Lowering:
         self.made: dict[str, Buffer] = {}  # results that were written down ahead of theirs
         self.check = False  # the checking mode: what memory accesses stand for, with their places
         self.sites: list[tuple[str, str, int, int]] = []
+        self.returns: tuple | None = None  # where a region that is being inlined returns to
+        self.labels: dict[str, str] = {}
+        self.block_slots: dict[str, list] = {}
 
     # -- errors ----------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class Lowering:
         elif name in OPS:
             OPS[name](self, op)
         else:
-            raise self.refuse(op, "this op is not supported on the CPU")
+            raise self.refuse(op, REASONS.get(name, "this op is not supported on the CPU"))
         for operand in op.operands if name == "tt.reduce" else ():
             v = self.env[operand]
             if isinstance(v, Tee):
@@ -361,6 +367,9 @@ def _nothing(low: Lowering, op: Op) -> None:
     """Barriers between the threads of a program: a program here is one thread."""
 
 
+REASONS = {
+    "tt.elementwise_inline_asm": "inline assembly is written for a GPU's instructions",
+}
 OPS = {
     "tt.get_program_id": _program_id, "tt.get_num_programs": _num_programs,
     "tt.make_range": _make_range, "tt.splat": _splat, "tt.unsplat": _unsplat,
@@ -369,7 +378,8 @@ OPS = {
     "tt.reduce": reduce.reduce, "tt.scan": reduce.scan, "tt.dot": dot.dot,
     "gpu.barrier": _nothing, "ttg.barrier": _nothing, "tt.debug_barrier": _nothing,
     "llvm.intr.assume": _nothing,
-    **memory.OPS, **control.OPS, **rest.OPS, **library.OPS,
+    **memory.OPS, **control.OPS, **rest.OPS, **library.OPS, **region.OPS, **scaled.OPS,
+    **printing.OPS,
 }  # fmt: skip
 
 
@@ -393,7 +403,12 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
     control.function_body(low, func)
     text = _module_text(low, func, entry.arg_types)
     pairs = [(*pair, bit) for pair, bit in low.pairs.items()]
-    info = {"scratch": low.high + ALIGN, "messages": low.messages, "pairs": pairs}
+    info = {
+        "slots": len(entry.args),
+        "scratch": low.high + ALIGN,
+        "messages": low.messages,
+        "pairs": pairs,
+    }
     if check:
         info["check"] = {"kernel": func.name, "sites": low.sites, "foreign": guard.foreign(module)}
     return text, info

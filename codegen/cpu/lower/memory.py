@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codegen.cpu import floats
-from codegen.cpu.emit import LLVM, Val, const, ll
+from codegen.cpu.emit import FLOATS, LLVM, Val, const, ll
 from codegen.cpu.lower import access, alias, guard, prefix
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
@@ -162,6 +162,9 @@ def atomic_rmw(low, op: Op) -> None:
     order = next((ORDER[w] for w in op.words if w in ORDER), "acq_rel")
     if kind not in RMW:
         raise low.refuse(op, f"atomic operation {kind} is unknown")
+    elem = op.result_types[0].elem
+    if elem in FLOATS and kind not in ("fadd", "exch"):
+        raise low.refuse(op, f"atomic operation {kind} compares integers, and these are {elem}")
 
     def one(p: Val, vals: list[Val]) -> Val:
         v = vals[0]

@@ -84,4 +84,13 @@ def assert_(low, op: Op) -> None:
         loops(g, cond.shape, None, 1, lambda idx: fail(g.at(cond, idx)))
 
 
-OPS.update({"tt.gather": gather, "tt.histogram": histogram, "tt.assert": assert_})
+def poison(low, op: Op) -> None:
+    """ub.poison: a value that nothing may depend on; zero."""
+    ty = op.result_types[0]
+    zero = Const(ty, 0.0 if ty.elem in ("f32", "f64") else 0)
+    low.env[op.results[0]] = zero if ty.tensor else zero.value
+
+
+OPS.update(
+    {"ub.poison": poison, "tt.gather": gather, "tt.histogram": histogram, "tt.assert": assert_}
+)
