@@ -88,10 +88,9 @@ class CpuBackend(_Base):
     binary_ext = "cpuobj"
     supports_native_tensor_specialization = False
 
-    @staticmethod
-    def get_tensor_specialization(arg, **kwargs) -> str:
-        """Vector loads need no alignment here, so how a tensor lies makes no new variant."""
-        return ""
+    # Vector loads need no alignment here, so how a tensor lies makes no new variant. Asked at every
+    # launch for every tensor: this gives "" for any arguments, and is no Python frame.
+    get_tensor_specialization = staticmethod("".format)
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:

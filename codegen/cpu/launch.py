@@ -109,6 +109,9 @@ def _address(pointer) -> int:
     raise ValueError(f"argument is not a CPU tensor: {pointer.device}")
 
 
+_ANYTHING = 1 << 63
+
+
 def _span(tensor) -> tuple[int, int]:
     """Addresses that a kernel may reach through an argument: its storage, or anything at all."""
     try:
@@ -116,7 +119,7 @@ def _span(tensor) -> tuple[int, int]:
         start = storage.data_ptr()
         return start, start + storage.nbytes()
     except (AttributeError, RuntimeError):
-        return 0, 1 << 63
+        return 0, _ANYTHING
 
 
 def descriptor_slots(ty: str, expr, flags: int) -> list[tuple[str, str]]:
@@ -144,13 +147,14 @@ def descriptor_flags(signature, slots: int | None) -> int:
     return (slots - others - known) // len(descriptors)
 
 
-def _packer(signature, pairs=(), slots=None):
+def _packer(signature, pairs=(), streams=(), slots=None):
     """(a function that writes a launch's arguments into their slots, the slots).
 
     It is written for a signature, and its slots are reused from launch to launch. The last slot
     has one bit per pair of arguments that the kernel asks about (``lower.alias``): set if their
     memory may overlap. Storages are compared, not views: a kernel may step outside of the view
-    that it is given.
+    that it is given. Another bit for each argument in ``streams`` (``lower.stream``) is set if
+    the argument's storage has at least so many bytes.
     """
     names, picks, fmt, lines, pointers = [], [], "<", [], {}
     flags = descriptor_flags(signature, slots)
@@ -188,13 +192,15 @@ def _packer(signature, pairs=(), slots=None):
     for k, ty in enumerate(signature):
         names.append(f"a{k}")
         visit(ty, f"a{k}")
-    for k in sorted({k for pair in pairs for k in pair[:2]}):
+    for k in sorted({k for pair in pairs for k in pair[:2]} | {s[0] for s in streams}):
         lines.append(f"    b{k}, e{k} = _span({pointers[k]})")
     bits = []
     for load, store, same, bit in pairs:
         apart = f"b{load} >= e{store} or b{store} >= e{load}"
         apart += f" or p{load} == p{store}" if same else ""
         bits.append(f"(0 if {apart} else {1 << bit})")
+    for k, bit, large in streams:
+        bits.append(f"({1 << bit} if {large} <= e{k} - b{k} < {_ANYTHING} else 0)")
     picks.append(" | ".join(bits) or "0")
     source = [f"def pack({', '.join(names)}):", *lines, f"    _pack(_slots, 0, {', '.join(picks)})"]
     layout = struct.Struct(fmt + "q")
@@ -218,7 +224,7 @@ class Launcher:
         self.scratch = -(-int(info.get("scratch", 0)) // 4096) * 4096 + 4096
         self.messages = info.get("messages", [])
         self.pack, self.slots = _packer(list(src.signature.values()), info.get("pairs", ()),
-                                        info.get("slots"))  # fmt: skip
+                                        info.get("streams", ()), info.get("slots"))  # fmt: skip
         self.slots_at = ctypes.addressof(self.slots)
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0

@@ -11,7 +11,8 @@ def _memory_type(ty: str) -> str:
     return "i8" if ty == "i1" else ty
 
 
-def _contiguous(ptr: Val, ty: str) -> bool:
+def contiguous(ptr: Val, ty: str) -> bool:
+    """Are these the addresses of neighbouring elements?"""
     return ptr.kind == "a" and ptr.stride.is_const(BYTES[ty])
 
 
@@ -37,9 +38,9 @@ def load(e: Emit, ty: str, ptr: Val, mask: Val | None, other: Val | None) -> Val
     else:
         n = e.widths([v for v in (ptr, mask, fill) if v is not None])
         t = ll(mem, n)
-        if _contiguous(ptr, ty) and mask is None:
+        if contiguous(ptr, ty) and mask is None:
             v = e.wrap(mem, e.raw(f"load {t}, ptr {e.operand(ptr.base)}, align {size}"), n)
-        elif _contiguous(ptr, ty):
+        elif contiguous(ptr, ty):
             v = e.wrap(mem, e.intrinsic(
                 f"llvm.masked.load.{mangle(mem, n)}.p0", t,
                 [("ptr", e.operand(ptr.base)), ("i32", str(size)),
@@ -86,9 +87,9 @@ def store(e: Emit, ty: str, ptr: Val, value: Val, mask: Val | None, n: int = 0) 
                     [(ll(mem, 1), one), ("ptr", e.operand(ptr)), ("i32", str(size)),
                      ("<1 x i1>", m)])  # fmt: skip
         return
-    if _contiguous(ptr, ty) and mask is None:
+    if contiguous(ptr, ty) and mask is None:
         e.line(f"store {t} {v}, ptr {e.operand(ptr.base)}, align {size}")
-    elif _contiguous(ptr, ty):
+    elif contiguous(ptr, ty):
         m = _never_known(e, mask, n) if size < 4 else e.operand(mask, n)
         e.intrinsic(f"llvm.masked.store.{mangle(mem, n)}.p0", "void",
                     [(t, v), ("ptr", e.operand(ptr.base)), ("i32", str(size)),

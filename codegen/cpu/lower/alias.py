@@ -14,7 +14,7 @@ from codegen.cpu.lower.tensor import Load, Map, Tensor
 from codegen.cpu.ttir import BYTES, Op
 
 _SAME_SHAPE_OPS = ("tt.splat", "tt.broadcast", "tt.expand_dims", "tt.reshape", "tt.trans")
-_MAX_BITS = 62
+_MAX_BITS = 39  # those above are lower.stream's
 
 
 def same_offsets(uses, a: str, b: str) -> bool:

@@ -19,6 +19,7 @@ from codegen.cpu.lower import (
     rest,
     scaled,
     shape,
+    stream,
     tiles,
 )
 from codegen.cpu.lower.elementwise import TABLE
@@ -56,6 +57,8 @@ class Lowering:
         self.targets: dict[str, Buffer] = {}
         self.own_uses: Uses | None = None
         self.pairs: dict[tuple[int, int, bool], int] = {}
+        self.streams: dict[int, int] = {}  # argument: the launcher's bit for it (lower.stream)
+        self.stream_facts: tuple[bool, set[str | None]] | None = None
         self.risks: dict[int, int] = {}
         self.next: Op | None = None  # a reduction to be done at once
         self.early: set[int] = set()  # reductions that were done ahead of their place
@@ -408,6 +411,7 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
         "scratch": low.high + ALIGN,
         "messages": low.messages,
         "pairs": pairs,
+        "streams": [(k, bit, stream.LARGE) for k, bit in low.streams.items()],
     }
     if check:
         info["check"] = {"kernel": func.name, "sites": low.sites, "foreign": guard.foreign(module)}
@@ -436,6 +440,8 @@ def _module_text(low: Lowering, func: Func, types: list[Type]) -> str:
         configure = "  " + tiles.configure(low.e)
         low.e.declare("declare void @llvm.x86.tilerelease()")
         release = "  call void @llvm.x86.tilerelease()\n"
+    if low.streams:  # stores past the caches are not ordered with the end of the launch otherwise
+        release += "  fence seq_cst\n"
     helpers = ""
     if low.check:
         helpers, declared = guard.runtime(low.features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import FLOATS, LLVM, Val, const, ll
-from codegen.cpu.lower import access, alias, guard, prefix
+from codegen.cpu.lower import access, alias, guard, prefix, stream
 from codegen.cpu.lower.tensor import Buffer, Load, Tensor, lane_axis, loops, nest
 from codegen.cpu.ttir import BYTES, Op
 
@@ -53,28 +53,34 @@ def store(low, op: Op) -> None:
         return
     bits = low.risks.get(id(op), 0)
     if not bits:
-        _store(low, p, value, mask)
+        _store(low, op, p, value, mask)
         return
 
     def apart() -> None:
         mark = low.mark()
         held = [low.materialise(t) if t is not None and t.reads else t for t in (p, value, mask)]
-        _store(low, *held)
+        _store(low, op, *held)
         low.release(mark)
 
-    e.branch_if(alias.overlapping(e, bits), apart, lambda: _store(low, p, value, mask))
+    e.branch_if(alias.overlapping(e, bits), apart, lambda: _store(low, op, p, value, mask))
 
 
-def _store(low, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    e = low.e
-    axis = _store_axis(p, value, BYTES[value.type.elem])
+def _store(low, op: Op, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    e, elem = low.e, value.type.elem
+    axis = _store_axis(p, value, BYTES[elem])
+    keep = stream.condition(low, op, p.shape, axis, elem)
     whole = {axis: prefix.whole(low, (mask, value), axis)}
     with nest(e) as g:
 
         def body(idx) -> None:
             n = max((i.n for i in idx if not i.uniform), default=0)
             m = g.at(mask, idx) if mask is not None else None
-            access.store(e, value.type.elem, g.at(p, idx), g.at(value, idx), m, n)
+            where, what = g.at(p, idx), g.at(value, idx)
+            open_ = m is None or (m.kind == "c" and m.x)
+            if keep is not None and open_ and stream.fits(where, elem, n):
+                stream.store(e, elem, where, what, n, keep)
+            else:
+                access.store(e, elem, where, what, m, n)
 
         loops(g, p.shape, axis, e.features.width, body, whole=whole)
 
