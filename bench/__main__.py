@@ -23,7 +23,15 @@ def cpu(
 
     rows = run(only, threads, interpreter)
     if json_file:
-        json_file.write_text(json.dumps(rows, indent=1))
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@app.command()
+def table(json_file: Annotated[Path, typer.Argument(help="What --json wrote.")]) -> None:
+    """Rows of a measurement as a Markdown table."""
+    from bench.table import markdown
+
+    print(markdown(json.loads(json_file.read_text())))
 
 
 @app.command()
