@@ -35,6 +35,18 @@ def table(json_file: Annotated[Path, typer.Argument(help="What --json wrote.")])
 
 
 @app.command()
+def launch(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """What it costs to launch, to import and to compile, in milliseconds."""
+    from bench.launch import run
+
+    rows = run()
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
+
+
+@app.command()
 def lines() -> None:
     """Code lines of the zoo's kernels, forward only, beside flash-linear-attention's."""
     from bench.lines import main

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import os
+import functools
 import types
 from collections.abc import Callable, Iterator
 
 import torch
 
+import codegen.cpu
+from codegen.cpu import environment
 from codegen.module import load
 from tkpy.errors import TkError
 
 EXECUTORS = ("native", "interpreter")
+_wanted = environment.reader("TKPY_EXECUTOR")
 _rounds_twice = contextvars.ContextVar("rounds_twice", default=False)
 _second_opinion = contextvars.ContextVar("second_opinion", default=False)
 
@@ -33,7 +36,8 @@ def executor(device: torch.device) -> str:
     """
     chosen = "triton"
     if device.type == "cpu":
-        chosen = os.environ.get("TKPY_EXECUTOR", EXECUTORS[0])
+        wanted = _wanted()
+        chosen = EXECUTORS[0] if wanted is None else wanted
         chosen = "interpreter" if _second_opinion.get() else chosen
         if chosen not in EXECUTORS:
             raise TkError(f"TKPY_EXECUTOR={chosen} is none of {', '.join(EXECUTORS)}")
@@ -86,9 +90,6 @@ class _Bound:
         self.options = {"enable_fp_fusion": False} if strict else {}
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
-        if not self.native:
-            launch = self.kernel[grid]  # type: ignore[index]
-            return lambda *args, **options: launch(*args, **options, **self.options)
-        from codegen.cpu import run
-
-        return lambda *args, **options: run(self.kernel, grid, *args, **options, **self.options)
+        if self.native:
+            return functools.partial(codegen.cpu.run, self.kernel, grid, **self.options)
+        return functools.partial(self.kernel[grid], **self.options)  # type: ignore[index]
