@@ -27,9 +27,10 @@ class Features:
     width: int
     registers: int
     amx: bool = False
+    base: str = ""  # extensions that the architecture always has, for which LLVM knows no flag
 
     def has(self, extension: str) -> bool:
-        return f"+{extension}," in self.flags + ","
+        return f"+{extension}," in f"{self.flags},{self.base},"
 
     @property
     def bits(self) -> int:
@@ -79,8 +80,9 @@ def _features(forced: str) -> Features:
         amx = not forced and bool(host.get("amx-bf16")) and _allow_tiles()
         return Features("amx" if amx else "avx512", cpu, flags, 16, 32, amx)
     neon = host.get("neon") or "aarch64" in binding.get_process_triple()
-    flags = flags + (",+fma,+f16c" if neon else "")  # both are part of the base architecture
-    return Features("neon" if neon else "base", cpu, flags, 4, 32 if neon else 16)
+    if neon:
+        return Features("neon", cpu, flags, 4, 32, base="+fma,+f16c")
+    return Features("base", cpu, flags, 4, 16)
 
 
 def features() -> Features:
@@ -92,8 +94,7 @@ def features() -> Features:
 def _machine(f: Features):
     binding = llvm()
     target = binding.Target.from_default_triple()
-    flags = "" if f.name == "neon" else f.flags
-    return target.create_target_machine(cpu=f.cpu, features=flags, opt=2, jit=True)
+    return target.create_target_machine(cpu=f.cpu, features=f.flags, opt=2, jit=True)
 
 
 def _simplify(binding, machine, module) -> None:
