@@ -54,6 +54,12 @@ def load(e: Emit, ty: str, ptr: Val, mask: Val | None, other: Val | None) -> Val
     return e.op("icmp ne", "i8", v, const("i8", 0), out="i1") if ty == "i1" else v
 
 
+def prefetch(e: Emit, ptr: Val, near: bool = False) -> None:
+    """A hint that memory will be read soon, which cannot fail; ``near``: very soon."""
+    e.intrinsic("llvm.prefetch.p0", "void", [("ptr", e.operand(ptr)), ("i32", "0"),
+                ("i32", "3" if near else "2"), ("i32", "1")])  # fmt: skip
+
+
 def _masked_scalar(e: Emit, mem: str, ptr: Val, mask: Val, fill: Val, size: int) -> Val:
     t = ll(mem, 1)
     m = e.raw(f"insertelement <1 x i1> poison, i1 {e.operand(mask)}, i64 0")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
-from codegen.cpu.lower import prefix, tiles
+from codegen.cpu.lower import access, prefix, tiles
 from codegen.cpu.lower.shape import _divmod
 from codegen.cpu.lower.tensor import (
     ZERO,
     Buffer,
+    Load,
     Map,
     Nest,
     Tensor,
@@ -41,8 +42,6 @@ class Panel(Buffer):
         return e.offset(self.base, offset, BYTES[self.type.elem])
 
     def put(self, g: Nest, idx, value: Val) -> None:
-        from codegen.cpu.lower import access
-
         n = max((i.n for i in idx if not i.uniform), default=0)
         access.store(g.e, self.type.elem, self.address_in(g, *idx), value, None, n)
 
@@ -64,6 +63,33 @@ class Pairs(Tensor):
             words.append(e.extend(Val("i16", v.kind, v.x, n=v.n) if v.kind != "c" else const(
                 "i16", int(e.literal(v.ty, v.x))), "i32", signed=False))  # fmt: skip
         return e.op("or", "i32", words[0], e.op("shl", "i32", words[1], const("i32", 16)))
+
+
+AHEAD = 4  # rows that are asked for before they are copied
+
+
+def ahead(g: Nest, t: Tensor, idx) -> None:
+    """Ask for the memory behind an index that a copy will come to, if it is a plain load."""
+    while isinstance(t, Map) and len(t.inputs) == 1:
+        t = t.inputs[0]
+    if isinstance(t, Load):
+        p = g.at(t.ptr, idx)
+        if p.kind == "a":
+            access.prefetch(g.e, p.base)
+
+
+class Ahead(Tensor):
+    """A matrix that asks for memory some rows before it is read, lanes being along ``axis``."""
+
+    def __init__(self, src: Tensor, axis: int) -> None:
+        super().__init__(src.type)
+        self.src, self.axis, self.inputs = src, axis, (src,)
+
+    def at(self, g, idx):
+        later = list(idx)
+        later[1 - self.axis] = g.affine(idx[1 - self.axis], 1, AHEAD)
+        ahead(g, self.src, tuple(later))
+        return g.at(self.src, idx)
 
 
 def transpose_lanes(e, rows: list[str], t: str, n: int) -> list[str]:
@@ -147,6 +173,7 @@ def pack(low, src: Tensor, out: Buffer, pairs: bool, k_stop=None, n_stop=None) -
     value = Pairs(src) if pairs else src
     whole = {} if pairs else {axis: prefix.whole(low, (src,), axis) for axis in (0, 1)}
     with nest(e) as g:
+        value = value if pairs else Ahead(value, 1)
         loops(g, value.shape, 1, width, lambda idx: out.put(g, idx, g.at(value, idx)),
               {0: k_stop, 1: n_stop}, whole, out.width // width)  # fmt: skip
 
@@ -166,6 +193,7 @@ def _interleave(low, src: Tensor, out: Panel, k_stop, n_stop) -> None:
             rows = []
             for part in (0, 1):
                 row = g.affine(i, 2, part)
+                ahead(g, src, (g.affine(i, 2, part + AHEAD), g.lanes))
                 if surely:
                     g.outer.append((whole[0][0], row))
                 rows.append(e.operand(g.at(src, (row, g.lanes)), lanes))
@@ -209,14 +237,19 @@ def _widen(t: Tensor, elem: str) -> Tensor:
     return Map(ty, "widen", lambda e, v: floats.convert(e, v, elem), [t], False)
 
 
-def blocking(m: int, vectors: int, registers: int) -> tuple[int, int]:
+NEAR_BYTES = 16 << 10  # of a panel, in a first-level cache that two threads may share
+
+
+def blocking(m: int, vectors: int, registers: int, column_bytes: int = 0) -> tuple[int, int]:
     """Rows and vectors of accumulators: as square as the registers allow.
 
     The inner loop also holds the vectors of b and one broadcast of a, and LLVM wants one spare.
+    ``column_bytes`` is the size of a panel one vector wide: a panel that stays near beats a
+    square one.
     """
     best, best_score = (1, 1), 0.0
     for nv in (1, 2, 3, 4):
-        if vectors % nv:
+        if vectors % nv or (nv > 2 and nv * column_bytes > NEAR_BYTES):
             continue
         mr = min(m, (registers - nv - 2) // nv, 12)
         score = mr * nv / (mr + nv) - 0.02 * (m % mr > 0)
@@ -292,7 +325,7 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
     if not native:
         a, b = _widen(a, elem), _widen(b, elem)
     lanes = min(e.features.width, n)
-    mr, nv = blocking(m, n // lanes, e.features.registers)
+    mr, nv = blocking(m, n // lanes, e.features.registers, k * lanes * (2 if native else 4))
     nr = tiles.panel_width(n) if use_tiles else nv * lanes
     rows = k // 2 if native else k
     group = 16 if use_tiles else next(u for u in (4, 2, 1) if rows % u == 0)  # rows per inner step
@@ -306,7 +339,7 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         packed = low.alloc(a.type, (1, 0) if along == 0 and not native else None)
         with nest(e):
             whole = {axis: prefix.whole(low, (a,), axis) for axis in (0, 1)}
-            write(e, a, packed, along, {0: m_stop, 1: a_stop}, whole, 4)
+            write(e, Ahead(a, along), packed, along, {0: m_stop, 1: a_stop}, whole, 4)
         a = packed
     bty = Type("i32" if native else elem, (rows, n), True)
     panel = Panel(bty, low.alloc(bty).base, nr)
@@ -318,19 +351,28 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         low.release(mark)
         return
     kernel = _Kernel(low, a, panel, c, out, (live[2], group, lanes, nv, native, elem, acc_elem))
-    full = m - m % mr
-    stop = full if m_stop is None else prefix.smaller(e, m_stop, const("i32", full))
     with nest(e) as g:
 
-        def column(j, _):
-            if full:
-                e.loop(0, stop, mr, lambda i, _: kernel.block(g, i, j, mr))
-            if m % mr and m_stop is None:
-                kernel.block(g, const("i32", full), j, m % mr)
-            elif m % mr:  # once, or not at all
-                e.loop(full, m_stop, mr, lambda i, _: kernel.block(g, i, j, m % mr))
+        def columns(start, end, mr: int, nv: int) -> None:
+            full = m - m % mr
+            stop = full if m_stop is None else prefix.smaller(e, m_stop, const("i32", full))
 
-        e.loop(0, live[1], nr, column)
+            def column(j, _):
+                if full:
+                    e.loop(0, stop, mr, lambda i, _: kernel.block(g, i, j, mr, nv))
+                if m % mr and m_stop is None:
+                    kernel.block(g, const("i32", full), j, m % mr, nv)
+                elif m % mr:  # once, or not at all
+                    e.loop(full, m_stop, mr, lambda i, _: kernel.block(g, i, j, m % mr, nv))
+
+            e.loop(start, end, nv * lanes, column)
+
+        if n_stop is None or nv == 1:
+            columns(0, live[1], mr, nv)
+        else:  # what is left of a panel goes by single vectors
+            whole_panels = e.op("and", "i32", n_stop, const("i32", -nr))
+            columns(0, whole_panels, mr, nv)
+            columns(whole_panels, n_stop, min(m, 12), 1)
     low.release(mark)
 
 
@@ -341,8 +383,9 @@ class _Kernel:
         self.low, self.a, self.b, self.c, self.out = low, a, b, c, out
         self.stop, self.unroll, self.lanes, self.nv, self.native, self.elem, self.acc = shape
 
-    def block(self, g: Nest, i: Val, j: Val, mr: int) -> None:
-        e, lanes, nv = g.e, self.lanes, self.nv
+    def block(self, g: Nest, i: Val, j: Val, mr: int, nv: int) -> None:
+        """``mr`` rows from i on, ``nv`` vectors from column j on; those are in one panel."""
+        e, lanes = g.e, self.lanes
         t = ll(self.acc, lanes)
         level = max(i.level, j.level)
 
@@ -364,10 +407,18 @@ class _Kernel:
                 return floats.convert(e, g.at(self.c, spot), self.acc)
 
         init = [(t, e.operand(first(s), lanes)) for row in spots for s in row]
-        nr = nv * lanes
+        if type(self.out) is Buffer and self.b.shape[0] >= 64:  # the next rows of the result
+            for r, v in ((r, v) for r in range(mr) for v in range(nv)):
+                row, col = spots[r][v]
+                p = self.out.address(e, (e.add(row, const("i32", mr)), col.base))
+                access.prefetch(e, p, near=True)
+        nr = self.b.width
         size = BYTES[self.b.type.elem]
+        within = ZERO
+        if nv * lanes < nr:
+            within, j = (e.op("and", "i32", j, const("i32", x)) for x in (nr - 1, -nr))
         panel = e.mul(j, const("i32", self.b.shape[0]))
-        b0 = e.offset(self.b.base, panel, size)
+        b0 = e.offset(e.offset(self.b.base, panel, size), within, size)
         asize = BYTES[self.a.type.elem]
         a0 = [
             e.offset(self.a.base, e.mul(s[0][0], const("i32", self.a.steps[0])), asize)

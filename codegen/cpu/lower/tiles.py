@@ -47,13 +47,13 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
         low.write(c, out)
     low.uses_tiles = True
     width = panel.width
-    ways_m, ways_n = (2 if m % 32 == 0 else 1), width // 16
+    most_m, most_n = (2 if m % 32 == 0 else 1), width // 16
 
     def tile(op: str, number: int, p: Val, stride: int) -> None:
         e.intrinsic(f"llvm.x86.{op}", "void",
                     [("i8", str(number)), ("ptr", e.operand(p)), ("i64", str(stride))])  # fmt: skip
 
-    def block(i: Val, j: Val) -> None:
+    def block(i: Val, j: Val, ways_m: int, ways_n: int) -> None:
         places = {}
         for x in range(ways_m):
             for y in range(ways_n):
@@ -95,10 +95,20 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
         for (x, y), p in places.items():
             tile("tilestored64", 2 * x + y, p, 4 * out.steps[0])
 
-    # What the inner loop goes over again and again should stay in the first-level cache.
-    rows, columns = (m_stop, 16 * ways_m), (n_stop, width)
-    with nest(e):
-        if 2 * k * out.shape[1] <= NEAR_BYTES:
-            e.loop(0, *rows, lambda i, _: e.loop(0, *columns, lambda j, _: block(i, j)) and None)
-        else:
-            e.loop(0, *columns, lambda j, _: e.loop(0, *rows, lambda i, _: block(i, j)) and None)
+    def along(stop, most: int, body) -> None:
+        """``body(start, tiles)`` for two tiles at a time, and for one that is left over."""
+        if most == 1 or isinstance(stop, int):
+            e.loop(0, stop, 16 * most, lambda at, _: body(at, most))
+            return
+        e.loop(0, e.add(stop, const("i32", -16)), 32, lambda at, _: body(at, 2))
+        done = e.op("and", "i32", e.add(stop, const("i32", 15)), const("i32", -32))
+        e.loop(done, stop, 32, lambda at, _: body(at, 1))
+
+    def by_rows() -> None:
+        along(m_stop, most_m, lambda i, x: along(n_stop, most_n, lambda j, y: block(i, j, x, y)))
+
+    def by_columns() -> None:
+        along(n_stop, most_n, lambda j, y: along(m_stop, most_m, lambda i, x: block(i, j, x, y)))
+
+    with nest(e):  # what the inner loop goes over again and again should stay in the first cache
+        by_rows() if 2 * k * out.shape[1] <= NEAR_BYTES else by_columns()

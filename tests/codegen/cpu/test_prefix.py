@@ -1,5 +1,6 @@
 """Padded blocks: what no store shows is not computed, and everything that one shows is."""
 
+import ctypes
 import time
 
 import pytest
@@ -84,6 +85,55 @@ def test_dead_work_is_not_done(live):
     few = {"m": 256, "n": 256, "k": 256, live: 16}
     seconds(**few), seconds(256, 256, 256)
     assert seconds(**few) < 0.6 * seconds(256, 256, 256)
+
+
+def counted(monkeypatch, tmp_path, dtype, m, n, k, features):
+    """Multiply-adds that a masked product of 128x128x64 blocks executes."""
+    from codegen.cpu.emit import Emit
+
+    total = ctypes.c_int64(0)
+    where = f"inttoptr (i64 {ctypes.addressof(total)} to ptr)"
+    emit = Emit.intrinsic
+    steps = {"llvm.fma.v": 16, "llvm.x86.avx512bf16.dpbf16ps": 32, "llvm.x86.tdpbf16ps": 16**3 * 2}
+    if features == "avx2":
+        steps["llvm.fma.v"] = 8
+
+    def count(self, name, ret, args):
+        for start, size in steps.items():
+            if name.startswith(start):
+                self.line(f"atomicrmw add ptr {where}, i64 {size} monotonic")
+        return emit(self, name, ret, args)
+
+    a, b, c = (torch.randn(128, 128).to(dtype) for _ in range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Emit, "intrinsic", count)
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+        triton.jit(gemm.fn)[(1,)](a, b, c, c, m, n, k, m, n, "", 128, 64)
+    want = a.double()[:m, :k] @ b.double()[:k, :n] * 2
+    assert torch.allclose(c[:m, :n].double(), want, rtol=2e-2, atol=2e-2)
+    return total.value
+
+
+@pytest.mark.parametrize("features", ["", "avx512", "avx2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dead_lanes_cost_little(dtype, features, monkeypatch, tmp_path):
+    """80x112x48 in 128x128x64 blocks: at most 1.15 of its own multiply-adds are executed.
+
+    A matrix tile has 32 inner steps, so that 48 of them take 64: rows and columns are exact there.
+    """
+    from codegen.cpu.toolchain import features as host
+
+    monkeypatch.setenv("TKPY_CPU_FEATURES", features)
+    if features == "avx512" and not host().has("avx512f"):
+        pytest.skip("the host has no AVX-512")
+    if not host().has("fma"):
+        pytest.skip("products and sums are two instructions here")
+    inner = 64 if dtype is torch.bfloat16 and host().amx else 48
+    whole = counted(monkeypatch, tmp_path / "whole", dtype, 128, 128, 64, features)
+    assert whole == 128 * 128 * 64
+    done = counted(monkeypatch, tmp_path / "part", dtype, 80, 112, 48, features)
+    assert 80 * 112 * 48 <= done <= 1.15 * 80 * 112 * inner
+    assert counted(monkeypatch, tmp_path / "none", dtype, 0, 112, 48, features) == 0
 
 
 @triton.jit
