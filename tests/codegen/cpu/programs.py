@@ -1,284 +1,30 @@
-"""Random Triton programs with a reference of their own.
-
-A program is a list of typed instructions over tiles. Each has Triton text and a function that does
-the same on numpy arrays. Floats are evaluated in fp64 next to a bound of the error that the
-program's own precision allows, carried from op to op: rounding adds to it, exp magnifies it, and
-whatever a decision within that error could turn (a comparison, a truncation to an integer, an
-argmax) is unknown from there on. So exact ops are held exactly and others to what rounding permits.
-"""
+"""Random Triton programs over tiles, drawn op by op (``instructions``), with a reference of their own
+(``approx``)."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
+from approx import (
+    FLOATS,
+    INTS,
+    NAMES,
+    UNKNOWN,
+    V,
+    convert,
+    divide,
+    exact,
+    known_if,
+    multiply,
+    rounded,
+    tainted,
+)
+from instructions import If, Instr, Line, Loop, Output, Program, Var, mask_text, place_text
 
-INTS = {"i8": np.int8, "i16": np.int16, "i32": np.int32, "i64": np.int64, "u8": np.uint8,
-        "u16": np.uint16, "u32": np.uint32, "u64": np.uint64}  # fmt: skip
-# (half the spacing at 1, half the smallest subnormal, largest number)
-FLOATS = {"f16": (2.0**-11, 2.0**-25, 65504.0), "bf16": (2.0**-8, 2.0**-134, 3.38e38),
-          "f32": (2.0**-24, 2.0**-150, 3.4e38), "f64": (2.0**-52, 0.0, 1e300)}  # fmt: skip
-NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i1": "int1"}
-NAMES |= {k: k.replace("u", "uint").replace("i", "int", 1) if k[0] == "i" else "uint" + k[1:]
-          for k in INTS}  # fmt: skip
 LENGTH = 2048  # elements of each input
-PROGRAMS = 2
 MAX_NUMEL = 512
-UNKNOWN = np.inf
-
-PRELUDE = '''import triton
-import triton.language as tl
-
-
-@triton.jit
-def affine(a, b, c, d):
-    """Composition of x -> a * x + b with c * x + d: associative, not commutative."""
-    return a * c, b * c + d
-
-
-@triton.jit
-def larger(a, b):
-    return tl.maximum(a, b)
-
-'''
-
-
-@dataclass(frozen=True)
-class Var:
-    """A value of a program."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass
-class V:
-    """What a variable may be: within ``err`` of ``x``, elementwise; unknown where err is inf."""
-
-    x: np.ndarray
-    err: np.ndarray
-
-    @property
-    def known(self) -> np.ndarray:
-        return np.isfinite(self.err)
-
-
-def exact(x) -> V:
-    x = np.asarray(x)
-    return V(x, np.zeros(x.shape))
-
-
-def rounded(x, err, dtype: str, ops: float = 1.0) -> V:
-    """A float result of ``ops`` roundings of size |x|."""
-    eps, tiny, top = FLOATS[dtype]
-    x, err = np.asarray(x, np.float64), np.asarray(err, np.float64)
-    err = err + ops * (eps * (np.abs(x) + err) + tiny)
-    bad = ~np.isfinite(x) | ~np.isfinite(err) | (np.abs(x) + err > top)
-    return V(np.where(bad, 0.0, x), np.where(bad, UNKNOWN, err))
-
-
-def tainted(x, *sources: V) -> V:
-    """An exact result that is unknown where any source is not certain to the last bit."""
-    err = np.zeros(np.shape(x))
-    for s in sources:
-        err = err + np.where(s.err > 0, UNKNOWN, 0.0)
-    return V(np.asarray(x), np.broadcast_to(err, np.shape(x)).copy())
-
-
-def known_if(v: V, ok) -> V:
-    return V(v.x, np.where(ok, v.err, UNKNOWN))
-
-
-@dataclass
-class Line:
-    """A line of Triton that computes no value."""
-
-    text: str
-
-    def lines(self) -> list[str]:
-        return [self.text]
-
-    def run(self, env: dict) -> None:
-        """Nothing that the reference sees."""
-
-
-@dataclass
-class Instr:
-    """``out = text``; ``fn`` gets the operands' ``V``s and gives the result's."""
-
-    out: Var
-    args: list[Var]
-    text: str
-    fn: object
-
-    def lines(self) -> list[str]:
-        return [f"{self.out.name} = {self.text.format(*[a.name for a in self.args])}"]
-
-    def run(self, env: dict) -> None:
-        """Evaluate into ``env``."""
-        with np.errstate(all="ignore"):
-            v = self.fn(*[env[a.name] for a in self.args])
-        assert v.x.shape == v.err.shape == self.out.shape, (self, v.x.shape, v.err.shape)
-        env[self.out.name] = v
-
-
-@dataclass
-class If:
-    cond: Var
-    outs: list[Var]
-    sides: list[tuple[list, list[Var]]]  # instructions, what they leave in outs
-
-    def lines(self) -> list[str]:
-        out = []
-        for head, (block, leave) in zip(("if " + self.cond.name, "else"), self.sides, strict=True):
-            body = [s for i in block for s in i.lines()]
-            body += [f"{o.name} = {v.name}" for o, v in zip(self.outs, leave, strict=True)]
-            out += [head + ":", *("    " + s for s in body)]
-        return out
-
-    def run(self, env: dict) -> None:
-        cond = env[self.cond.name]
-        block, leave = self.sides[0 if cond.x else 1]
-        inner = dict(env)
-        for i in block:
-            i.run(inner)
-        for o, v in zip(self.outs, leave, strict=True):
-            value = inner[v.name]
-            env[o.name] = value if cond.known else V(value.x, np.full(value.x.shape, UNKNOWN))
-
-
-@dataclass
-class Loop:
-    count: int
-    how: str  # "for" over an argument, "while", or "static"
-    index: Var
-    carries: list[tuple[Var, Var, Var]]  # the carry, its first value, what the body leaves
-    block: list
-
-    def lines(self) -> list[str]:
-        k, n = self.index.name, f"n{self.count}"
-        body = [s for i in self.block for s in i.lines()]
-        names = ", ".join(c.name for c, _, _ in self.carries)
-        body.append(f"{names} = {', '.join(v.name for _, _, v in self.carries)}")
-        out = [f"{c.name} = {first.name}" for c, first, _ in self.carries]
-        if self.how == "while":
-            out += [f"{k} = n{self.count} * 0", f"while {k} < {n}:"]
-            body.append(f"{k} += 1")
-        else:
-            static = f"tl.static_range({self.count})"
-            out.append(f"for {k} in {static if self.how == 'static' else f'range({n})'}:")
-        return out + ["    " + s for s in body]
-
-    def run(self, env: dict) -> None:
-        for c, first, _ in self.carries:
-            env[c.name] = env[first.name]
-        for k in range(self.count):
-            inner = dict(env)
-            inner[self.index.name] = exact(np.int32(k))
-            for i in self.block:
-                i.run(inner)
-            for c, _, leave in self.carries:
-                env[c.name] = inner[leave.name]
-
-
-@dataclass
-class Output:
-    """A masked, strided store of a variable to a tensor of its own."""
-
-    var: Var
-    live: tuple[int, ...]
-    strides: tuple[int, ...]
-    start: int
-
-    @property
-    def size(self) -> int:
-        """Elements of the tensor that one program owns."""
-        spread = (s * (d - 1) for s, d in zip(self.strides, self.var.shape, strict=True))
-        return self.start + sum(spread) + 3
-
-    def places(self) -> np.ndarray:
-        at = np.full(self.var.shape, self.start)
-        for axis, s in enumerate(self.strides):
-            shape = [-1 if a == axis else 1 for a in range(len(self.strides))]
-            at = at + (np.arange(self.var.shape[axis]) * s).reshape(shape)
-        return at
-
-    def mask(self) -> np.ndarray:
-        return index_grid(self.var.shape, self.live)
-
-
-def index_grid(shape, live) -> np.ndarray:
-    """True at the leading ``live`` indices of every axis."""
-    ok = np.ones(shape, bool)
-    for axis, n in enumerate(live):
-        sides = [-1 if a == axis else 1 for a in range(len(shape))]
-        ok &= (np.arange(shape[axis]) < n).reshape(sides)
-    return ok
-
-
-def ramps(shape) -> list[str]:
-    """Triton text of the index along each axis, shaped to broadcast."""
-    out = []
-    for axis, d in enumerate(shape):
-        where = ", ".join(":" if a == axis else "None" for a in range(len(shape)))
-        out.append(f"tl.arange(0, {d})" + (f"[{where}]" if len(shape) > 1 else ""))
-    return out
-
-
-def place_text(shape, strides, start) -> str:
-    return " + ".join(
-        [str(start)] + [f"{r} * {s}" for r, s in zip(ramps(shape), strides, strict=True)]
-    )
-
-
-def mask_text(shape, live) -> str:
-    return " & ".join(f"({r} < {n})" for r, n in zip(ramps(shape), live, strict=True))
-
-
-@dataclass
-class Program:
-    """A whole kernel: its inputs (one tensor per dtype and random bits), body and outputs."""
-
-    inputs: dict[str, np.ndarray]
-    counts: list[int]
-    body: list = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
-    scratch: dict[str, int] = field(default_factory=dict)  # elements of memory for round trips
-
-    def source(self) -> str:
-        args = [f"x_{d}" for d in self.inputs] + [f"n{c}" for c in self.counts]
-        args += [f"s_{d}" for d in self.scratch] + [f"o{k}" for k in range(len(self.outputs))]
-        lines = ["pid = tl.program_id(0)"]
-        lines += [s for i in self.body for s in i.lines()]
-        for k, o in enumerate(self.outputs):
-            value = o.var.name + (".to(tl.int8)" if o.var.dtype == "i1" else "")
-            if not o.var.shape:
-                lines.append(f"tl.store(o{k} + pid * {o.size} + {o.start}, {value})")
-                continue
-            at = place_text(o.var.shape, o.strides, o.start)
-            mask = mask_text(o.var.shape, o.live)
-            lines.append(f"tl.store(o{k} + pid * {o.size} + ({at}), {value}, mask={mask})")
-        text = "".join(f"    {s}\n" for s in lines)
-        for d, size in self.scratch.items():
-            text = text.replace(f"SIZE_{d}", str(size))
-        return f"{PRELUDE}\n@triton.jit\ndef program({', '.join(args)}):\n{text}"
-
-    def reference(self) -> list[list[V]]:
-        """Per output, the value in each program of the grid."""
-        values = []
-        for pid in range(PROGRAMS):
-            env = {"pid": exact(np.int32(pid))}
-            for i in self.body:
-                i.run(env)
-            values.append([env[o.var.name] for o in self.outputs])
-        return [list(v) for v in zip(*values, strict=True)]
 
 
 class Generator:
@@ -814,46 +560,3 @@ class Generator:
                 step = step * d + self.choose([0, 0, 1, 5])
             live = [self.choose([d, d, self.pick(d + 1)]) for d in v.shape]
             self.program.outputs.append(Output(v, tuple(live), tuple(strides), self.pick(5)))
-
-
-# -- arithmetic with errors --------------------------------------------------------------------
-
-
-def multiply(v: V, w: V, dtype: str) -> V:
-    sure = v.known & w.known
-    a, b = (np.where(t.known, t.err, 0.0) for t in (v, w))
-    err = np.abs(v.x) * b + np.abs(w.x) * a + a * b
-    return known_if(rounded(v.x * w.x, err, dtype), sure)
-
-
-def divide(v: V, w: V, dtype: str) -> V:
-    """v / (|w| + 1), which is narrow floats' division in fp32 and rounded last."""
-    sure = v.known & w.known
-    a, b = (np.where(t.known, t.err, 0.0) for t in (v, w))
-    below = rounded(np.abs(w.x) + 1, b, dtype)
-    low = np.maximum(below.x - np.where(below.known, below.err, 0), 0.5)
-    err = (a + np.abs(v.x) * np.where(below.known, below.err, 0) / low) / low
-    return known_if(rounded(v.x / below.x, err, dtype, 2), sure & below.known)
-
-
-def convert(v: V, src: str, dst: str) -> V:
-    """``.to()`` between any two types."""
-    if dst == "i1":
-        return known_if(exact(v.x != 0), (v.err == 0) | (np.abs(v.x) > v.err))
-    if src not in FLOATS:
-        if dst in INTS:
-            return V(v.x.astype(INTS[dst]), v.err)
-        wide = v.x.astype(np.float64)
-        whole = exact(wide)
-        small = np.abs(wide) <= 1 / FLOATS[dst][0] / 2
-        loose = rounded(wide, np.abs(wide) * 2.0**-53, dst)
-        out = V(np.where(small, wide, loose.x), np.where(small, whole.err, loose.err))
-        return known_if(out, v.known)
-    if dst in FLOATS:
-        if FLOATS[dst][0] < FLOATS[src][0] and FLOATS[dst][2] >= FLOATS[src][2]:
-            return v
-        return rounded(v.x, v.err, dst)
-    info = np.iinfo(INTS[dst])
-    low, high = np.trunc(v.x - v.err), np.trunc(v.x + v.err)
-    fits = (low >= max(info.min, -(2.0**62))) & (high <= min(info.max, 2.0**62)) & (low == high)
-    return known_if(exact(np.where(fits, v.x, 0).astype(INTS[dst])), fits)

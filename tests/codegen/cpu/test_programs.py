@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from approx import FLOATS, INTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from programs import FLOATS, INTS, PROGRAMS, Generator, Program
+from instructions import PROGRAMS, Program
+from programs import Generator
 
 from codegen.module import load
 
