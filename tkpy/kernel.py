@@ -74,8 +74,7 @@ class Kernel:
     # -- calling ---------------------------------------------------------------------------
 
     def __call__(self, *args: object, **kwargs: object):
-        likeness = self._replay.likeness(args, kwargs)
-        plan = self._replay.plans.get(likeness) if likeness else None
+        likeness, plan = self._replay.find(args, kwargs)
         if plan is not None:
             values = plan.values(args, kwargs)
             if plan.holds(values):

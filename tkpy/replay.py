@@ -8,7 +8,8 @@ of a call's checks, which look at those, are made every time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -75,28 +76,38 @@ class Replay:
         self.plans: dict[tuple, Plan] = {}
         self.binder = binder
         self.kinds = {name: _kind(p) for name, p in binder.names.items()}
-        self.positional = [(p.name, self.kinds[p.name]) for p in binder.positional]
+        self.pairs = {name: (name, kind) for name, kind in self.kinds.items()}
+        self.positional = [self.pairs[p.name] for p in binder.positional]
         self.limits = {
             name: p.spec.dtype.limits
             for name, p in binder.names.items()
             if self.kinds[name] == _INT
         }
 
-    def likeness(self, args: tuple, kwargs: dict[str, object]) -> tuple | None:
-        """What a call's plan is found by, or None for a call that is looked at in full.
+    def find(self, args: tuple, kwargs: dict[str, object]) -> tuple[tuple | None, Plan | None]:
+        """A call's likeness and its plan; no likeness for a call that is looked at in full.
 
         Raises TkError as ``tkpy.execution.executor`` does.
         """
+        key = self.likeness(args, kwargs)
+        try:
+            return key, self.plans.get(key)  # type: ignore[arg-type]
+        except TypeError:  # a constant of a type that none has
+            return None, None
+
+    def likeness(self, args: tuple, kwargs: dict[str, object]) -> tuple | None:
+        """What a call's plan is found by, or None."""
         if len(args) > len(self.positional):
             return None
-        given = [(*pair, value) for pair, value in zip(self.positional, args, strict=False)]
-        for name, value in kwargs.items():
-            if name not in self.kinds:
+        given: Iterable = zip(self.positional, args, strict=False)
+        if kwargs:
+            if not kwargs.keys() <= self.pairs.keys():
                 return None
-            given.append((name, self.kinds[name], value))
+            pairs = [self.pairs[name] for name in kwargs]
+            given = itertools.chain(given, zip(pairs, kwargs.values(), strict=True))
         parts: list[object] = [len(args), *kwargs]
         device = None
-        for name, kind, value in given:
+        for (name, kind), value in given:
             of = type(value)
             if kind == _TENSOR and (of is torch.Tensor or of is torch.nn.Parameter):
                 if value.layout is not torch.strided:
@@ -119,14 +130,7 @@ class Replay:
                 parts += of, repr(value) if of is float else value
             else:
                 return None
-        if device is None:
-            return None
-        key = tuple(parts)
-        try:
-            hash(key)
-        except TypeError:  # a constant of a type that none has
-            return None
-        return key
+        return tuple(parts) if device is not None else None
 
     def keep(
         self,
