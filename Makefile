@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all test-triton lint clean
 
 setup: .venv/.ready
 
@@ -21,10 +21,22 @@ test: setup
 test-all: setup
 	$(BIN)/python -m pytest -n 2
 
+# The CPU backend on another Triton (3.6.0 and later): make test-triton VERSION=3.9.0
+VERSION ?= 3.9.0
+TESTS ?= tests/codegen/cpu
+OTHER := .venv-triton-$(VERSION)
+
+test-triton:
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	grep -v '^triton==' constraints.txt > $(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OTHER)/constraints.txt -e '.[test]'
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(VERSION)
+	$(OTHER)/bin/python -m pytest -m 'not slow' -p no:cacheprovider $(TESTS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-triton-* build dist *.egg-info
