@@ -105,6 +105,37 @@ module {
     assert module.where(reduce.loc) == "k.py:3:7"
 
 
+def test_parser_reads_attributes_with_a_dialect():
+    """Triton 3.9 prints the cache policy of a load in this way."""
+    text = """module {
+  tt.func public @f(%p: !tt.ptr<f32>) {
+    %0 = tt.load %p {cachePolicy = #tt.cache_policy<cache_modifier = cg, eviction_policy = evict_last>, isVolatile = true} : !tt.ptr<f32> loc(#loc2)
+    tt.return loc(#loc)
+  }
+}
+#loc2 = loc("k.py":5:9)
+"""
+    module = parse(text)
+    load, _ = module.kernel.body.entry.ops
+    assert load.operands == ["%p"] and load.attrs["isVolatile"] == "true"
+    assert str(load.result_types[0]) == "f32" and module.where(load.loc) == "k.py:5:9"
+
+
+@triton.jit
+def cached(x, o, n, B: tl.constexpr):
+    i = tl.arange(0, B)
+    v = tl.load(x + i, mask=i < n, other=0.0, eviction_policy="evict_last", cache_modifier=".cg")
+    w = tl.load(x + i, eviction_policy="evict_first", volatile=True)
+    tl.store(o + i, v + w, cache_modifier=".cs", eviction_policy="evict_first")
+    tl.atomic_add(o + i, v, sem="relaxed", scope="cta")
+
+
+def test_what_is_said_about_caches_is_ignored():
+    x, o = torch.randn(16), torch.empty(16)
+    cached[(1,)](x, o, 12, B=16)
+    assert torch.allclose(o[:12], x[:12] * 3) and torch.equal(o[12:], x[12:])
+
+
 def test_every_program_runs_once_in_many_short_launches(monkeypatch):
     @triton.jit
     def count(o, k):
