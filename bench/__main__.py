@@ -70,4 +70,20 @@ def peers(
     run(only, [int(n) for n in lengths.split(",")], dtypes.split(","), workers, limit, save, tune)
 
 
+@app.command()
+def interpreter(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens.")] = 2048,
+) -> None:
+    """Ops of flash-linear-attention here against Triton's interpreter."""
+    from bench.peers.interpreter import against_interpreter
+
+    rows = against_interpreter(length)
+    for r in rows:
+        print(f"{r['work']:28}{r['ours_ms']:10.1f}{r['rival_ms']:12.1f}  {r['rival']:12}"
+              f"{r['ratio']:8.0f}")  # fmt: skip
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
+
+
 app()

@@ -63,8 +63,9 @@ def _(d):
 def _(d):
     x = {**d.qkv(), "w": F.normalize(d.wide(d.B, d.T, d.H, d.K), dim=-1),
          "beta": d.part(d.B, d.T, d.H, wide=True), "g": d.gate(d.B, d.T, d.H)}  # fmt: skip
+    # From chunk to chunk its transitions are kept in fp16 (path_attn/parallel.py:63).
     return Case(lambda **a: ops.parallel_path_attn(**a)[0],
-                lambda **a: naive_path_attn(**a, scale=d.K**-0.5), x)  # fmt: skip
+                lambda **a: naive_path_attn(**a, scale=d.K**-0.5), x, own=2.0**-10)  # fmt: skip
 
 
 @recipe("wall_attn.parallel_wall_attn")
@@ -132,7 +133,7 @@ def _(d):
 def _(d):
     d.K = d.V = 64
     levels = max(1, (d.T - 1).bit_length() + 1)
-    x = {**d.qkv(), "g": d.gate(d.B, d.T, d.H), "l": d.part(d.B, d.T, d.H, levels, wide=True)}
+    x = {**d.qkv(), "g": d.gate(d.B, d.T, d.H), "l": d.part(d.B, d.T, d.H, levels)}
     return Case(lambda q, k, v, g, l: ops.chunk_log_linear_attn(q, k, v, g, l)[0],
                 lambda q, k, v, g, l: naive_log_linear_attn(q, k, v, g, l), x)  # fmt: skip
 

@@ -93,7 +93,7 @@ def _retention_decay(heads: int):
     return torch.log(1 - 2.0 ** (-5.0 - torch.arange(heads, dtype=torch.float64)))
 
 
-def _lightning_decay(heads: int, layer: int = 1, layers: int = 4):
+def _lightning_decay(heads: int, layer: int = 3, layers: int = 4):
     at = torch.arange(heads, dtype=torch.float64)
     return -(8 / heads * (1 - layer / layers)) * at
 
@@ -101,7 +101,7 @@ def _lightning_decay(heads: int, layer: int = 1, layers: int = 4):
 for _name in ("chunk_retention", "fused_chunk_retention", "fused_recurrent_retention"):
     recipe(f"retention.{_name}")(_fixed(getattr(ops, _name), _retention_decay))
 for _name in ("chunk_lightning_attn", "fused_recurrent_lightning_attn"):
-    recipe(f"lightning_attn.{_name}")(_fixed(getattr(ops, _name), _lightning_decay, 1, 4))
+    recipe(f"lightning_attn.{_name}")(_fixed(getattr(ops, _name), _lightning_decay, 3, 4))
 
 
 @recipe("retention.parallel_retention")

@@ -64,8 +64,15 @@ SEEN = [
     "`parallel_wall_attn_decode` computes addresses as if `p_curr` were contiguous and checks only"
     " its last dimension (`fla/ops/wall_attn/decode.py:204`): of a slice of a prefix it reads"
     " the wrong elements from the second batch element on.",
+    "`chunk_simple_gla` with a fixed decay (`chunk_lightning_attn`) scales rows past the end of the"
+    " sequence by exp2(b_g_last - b_g), which overflows for decays above 2 a step, times zero: the"
+    " final state is NaN at T = 1 and 200 (`fla/ops/common/chunk_h.py:131`). Rows have decays of 1.",
+    "`LigerFusedGateUpSiLUMulFunction` takes inputs of three dimensions and gives gradients of two.",
     "`chunk_precond_kda` normalises q and k always, `fused_recurrent_precond_kda` on request and"
     " `naive_recurrent_precond_kda` never.",
+    "`LigerGroupNormFunction` takes the variance as E[x^2] - E[x]^2 of products in the dtype of x"
+    " (`liger_kernel/ops/group_norm.py`): three nearly equal bf16 elements give NaN. Rows"
+    " have 16 elements a group and more.",
     "`chunk_mesa_net` divides by |p A p| + 1e-5 in its conjugate gradients, which ends their"
     " convergence at about 3e-3: rows are held to 8e-3 of the scale.",
 ]
