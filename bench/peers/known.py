@@ -66,8 +66,8 @@ SEEN = [
     " the wrong elements from the second batch element on.",
     "`chunk_simple_gla` with a fixed decay (`chunk_lightning_attn`) scales rows past the end of the"
     " sequence by exp2(b_g_last - b_g), which overflows for decays above 2 a step, times zero: the"
-    " final state is NaN at T = 1 and 200 (`fla/ops/common/chunk_h.py:131`). Rows have decays of 1.",
-    "`LigerFusedGateUpSiLUMulFunction` takes inputs of three dimensions and gives gradients of two.",
+    " final state is NaN at T = 1 and 200 (`fla/ops/common/chunk_h.py:131`). Rows decay by 1.",
+    "`LigerFusedGateUpSiLUMulFunction` takes inputs of three dimensions, its gradients have two.",
     "`chunk_precond_kda` normalises q and k always, `fused_recurrent_precond_kda` on request and"
     " `naive_recurrent_precond_kda` never.",
     "`LigerGroupNormFunction` takes the variance as E[x^2] - E[x]^2 of products in the dtype of x"
