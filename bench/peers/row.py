@@ -238,7 +238,8 @@ def run(recipe: Callable, length: int, dtype_name: str) -> dict:
     except Exception as error:
         place = _raised_by_package(error)
         row["status"] = "refused" if place else "failed"
-        row["reason"] = f"{place}{type(error).__name__}: {error}"
+        line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+        row["reason"] = f"{place}{type(error).__name__}: {str(error) or line}"
         row["trace"] = traceback.format_exc()[-3000:]
     row["seconds"] = round(time.perf_counter() - start, 2)
     return row

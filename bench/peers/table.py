@@ -242,9 +242,13 @@ def markdown(results: list[dict], versions: dict[str, str]) -> str:
         "",
         summary(results) + ".",
         "",
+        "Lengths are tokens, or rows where an op has none; mostly batches of 2 with 2 heads of 32."
+        " Ops without a backward of their own (kernels for decoding, utilities) run forward only."
+        " An autotuner takes its first configuration, or tries all with `--tune`.",
+        "",
         "✓ works, r refused, t a defect of the package itself, **w** wrong, **f** failed,"
-        " ? not tried. The last column is the largest error in units of the bound"
-        " (see `bench/peers/row.py`).",
+        " - launches no Triton kernel, ? not tried. The last column is the largest error in units of"
+        " the bound (see `bench/peers/row.py`).",
         "",
         "| op | " + " | ".join(f"{d} {t}" for d, t in columns) + " | error |",
         "|---|" + "---|" * (len(columns) + 1),
