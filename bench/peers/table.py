@@ -247,8 +247,8 @@ def markdown(results: list[dict], versions: dict[str, str]) -> str:
         " An autotuner takes its first configuration, or tries all with `--tune`.",
         "",
         "✓ works, r refused, t a defect of the package itself, **w** wrong, **f** failed,"
-        " - launches no Triton kernel, ? not tried. The last column is the largest error in units of"
-        " the bound (see `bench/peers/row.py`).",
+        " - launches no Triton kernel, ? not tried. The last column is the largest error in units"
+        " of the bound (see `bench/peers/row.py`).",
         "",
         "| op | " + " | ".join(f"{d} {t}" for d, t in columns) + " | error |",
         "|---|" + "---|" * (len(columns) + 1),
