@@ -177,6 +177,30 @@ def test_attention(n, causal, dtype):
     assert (o.double() - want).abs().max() < (1e-6 if dtype is torch.float32 else 2e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_does_not_depend_on_threads(causal, dtype, monkeypatch):
+    q, k, v = (torch.randn(3, 2, 200, 32).to(dtype) for _ in range(3))
+    out = []
+    for threads in ("1", "2", "4", "2"):
+        monkeypatch.setenv("TKPY_NUM_THREADS", threads)
+        o = torch.full_like(q, float("nan"))
+        attention[(triton.cdiv(200, 32), 6)](q, k, v, o, 200, 32**-0.5, causal, 32, 32, 32)
+        out.append(o)
+    assert not out[0].isnan().any() and all(torch.equal(out[0], o) for o in out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_minus_infinity(dtype):
+    """Keys that no query may see weigh nothing, whatever they and their values are."""
+    q, k, v = (torch.randn(1, 1, 64, 32).to(dtype) for _ in range(3))
+    o, p = torch.empty_like(q), torch.empty_like(q)
+    attention[(2, 1)](q, k, v, o, 64, 32**-0.5, True, 32, 32, 32)
+    k[:, :, 40:], v[:, :, 40:] = 3e4, 7.0
+    attention[(2, 1)](q, k, v, p, 64, 32**-0.5, True, 32, 32, 32)
+    assert torch.equal(o[:, :, :40], p[:, :, :40]) and not p.isnan().any()
+
+
 def test_batched_dot():
     @triton.jit
     def kernel(a, b, o):
