@@ -201,6 +201,8 @@ def _packer(signature, pairs=(), streams=(), slots=None):
         bits.append(f"(0 if {apart} else {1 << bit})")
     for k, bit, large in streams:
         bits.append(f"({1 << bit} if {large} <= e{k} - b{k} < {_ANYTHING} else 0)")
+    if slots not in (None, len(picks)):
+        raise TypeError(f"the kernel has {slots} arguments, and {len(picks)} would be passed")
     picks.append(" | ".join(bits) or "0")
     source = [f"def pack({', '.join(names)}):", *lines, f"    _pack(_slots, 0, {', '.join(picks)})"]
     layout = struct.Struct(fmt + "q")
