@@ -1,6 +1,10 @@
 """The checking mode: each fault seeded in a small kernel is found where it is, and only there."""
 
 import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -352,6 +356,16 @@ def test_several_faults_come_in_the_order_of_lines():
     found = faults(lambda: add[(2,)](torch.ones(100), torch.empty(90), torch.ones(95), 128, 64))
     assert [(f.kind, f.argument) for f in found] == [
         ("bounds", "x"), ("bounds", "y"), ("unwritten", "y"), ("bounds", "o")]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_kernels_of_other_tests_are_clean():
+    """They give what they should and are accused of nothing."""
+    here = Path(__file__).parent
+    names = ("memory", "shapes", "control", "alias", "rest")
+    files = [str(here / f"test_{name}.py") for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-m", "not slow", *files]
+    subprocess.run(command, check=True, env={**os.environ, "TKPY_CPU_CHECK": "1"})
 
 
 def test_off_there_is_nothing_of_it(monkeypatch):

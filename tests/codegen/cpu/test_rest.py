@@ -168,10 +168,11 @@ def test_map_elementwise(n):
 
 @triton.jit
 def ordered(a, b, c, d):
-    """Of two pairs a, b and c, d: each pair sorted, its neighbours' order kept."""
+    """Of two pairs: both turned round, and the first doubled, where that sorts their sum."""
     if a + c > b + d:
-        return b, a, d, c
-    return a, b, c, d
+        return b * 2, a * 2, d, c
+    else:
+        return a, b, c, d
 
 
 @triton.jit
@@ -188,7 +189,7 @@ def test_map_elementwise_of_packs():
     packed[(1,)](x, y, o, p, 64)
     a, b = x.view(-1, 2), y.view(-1, 2)
     swap = ((a[:, 0] + b[:, 0]) > (a[:, 1] + b[:, 1]))[:, None]
-    assert torch.equal(o.view(-1, 2), torch.where(swap, a.flip(1), a))
+    assert torch.equal(o.view(-1, 2), torch.where(swap, a.flip(1) * 2, a))
     assert torch.equal(p.view(-1, 2), torch.where(swap, b.flip(1), b))
 
 
