@@ -6,6 +6,8 @@
 - Liger-Kernel: the autograd functions of ``liger_kernel.ops``, and the functions of
   ``liger_kernel.transformers.functional``.
 
+- Inductor: one transformer block under ``torch.compile``.
+
 The same object under two names is one op. References (``naive_*``, ``*_ref``) are no ops.
 """
 
@@ -67,11 +69,17 @@ def _liger() -> Iterator[tuple[str, object]]:
             yield f"liger_kernel.transformers.functional.{name}", getattr(functional, name)
 
 
+def _inductor() -> Iterator[tuple[str, object]]:
+    from bench.peers.inductor import NAME, compiled_transformer_block
+
+    yield NAME, compiled_transformer_block
+
+
 def public_ops() -> dict[str, object]:
     """Every op by its full name, in the order of the packages."""
     found: dict[str, object] = {}
     seen: set[int] = set()
-    for name, x in (*_fla_ops(), *_fla_modules(), *_liger()):
+    for name, x in (*_fla_ops(), *_fla_modules(), *_liger(), *_inductor()):
         if id(x) not in seen:
             seen.add(id(x))
             found[name] = x
