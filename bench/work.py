@@ -70,8 +70,9 @@ def _gemm(m: int, n: int, k: int, name: str, interpret: bool = False) -> Work:
     dtype = DTYPES[name]
     a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
     c, ref = torch.empty(m, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
-    cols = 512 if n >= 2048 else 256
-    blocks = {"rows": 512, "cols": cols, "depth": 256 if name == "fp32" else 512}
+    blocks = {"rows": 256, "cols": 512, "depth": 256}
+    if name == "bf16":
+        blocks = {"rows": 512, "cols": 512, "depth": 512}
     return Work(
         lambda: gemm(a, b, c=c, **blocks),
         {"torch": lambda: torch.mm(a, b, out=ref), **_jax(lambda j, x, y: j.matmul(x, y), a, b)},

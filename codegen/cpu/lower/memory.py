@@ -69,7 +69,7 @@ def _store(low, op: Op, p: Tensor, value: Tensor, mask: Tensor | None) -> None:
     e, elem = low.e, value.type.elem
     axis = _store_axis(p, value, BYTES[elem])
     keep = stream.condition(low, op, p.shape, axis, elem)
-    whole = {axis: prefix.whole(low, (mask, value), axis)}
+    whole = {a: prefix.whole(low, (mask, value), a) for a, n in enumerate(p.shape) if n > 1}
     with nest(e) as g:
 
         def body(idx) -> None:

@@ -71,3 +71,21 @@ def test_what_is_read_too_or_ordered_by_atomics_is_stored_as_ever():
     kernel = counted[(4,)](y, total, 1024)
     assert torch.equal(y, torch.arange(4096, dtype=torch.int32)) and total == 4
     assert "nontemporal" not in kernel.asm["llir"]
+
+
+@triton.jit
+def rows_of(x, y, M, N: tl.constexpr, R: tl.constexpr):
+    """y = x + 1 in blocks of R rows, the last of them ragged."""
+    r, i = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, N)
+    on = (r < M)[:, None]
+    v = tl.load(x + r[:, None] * N + i[None, :], mask=on)
+    tl.store(y + r[:, None] * N + i[None, :], v + 1, mask=on)
+
+
+@pytest.mark.parametrize("m", [1, 15, 16, 33])
+def test_whole_rows_go_without_a_mask(m, everything_is_large):
+    rows_of.device_caches.clear()
+    x, y = torch.randn(64, 256), torch.full((64, 256), 7.0)
+    kernel = rows_of[(4,)](x, y, m, 256, 16)
+    assert torch.equal(y[:m], x[:m] + 1) and (y[m:] == 7).all()
+    assert "nontemporal" in kernel.asm["llir"]
