@@ -9,6 +9,7 @@ from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import (
     alias,
     control,
+    divide,
     dot,
     guard,
     library,
@@ -263,7 +264,13 @@ class Lowering:
             heavy = inputs[1].constant() is None
         if op.name in ("arith.divf",) and inputs[1].constant() is not None:
             heavy = False
-        out = Map(ty, op.name, lambda e, *vals: fn(e, op, *vals), inputs, heavy)
+        if op.name in ("arith.divf", "tt.precise_divf") and divide.applies(
+            self.e.features, *inputs
+        ):
+            inputs.append(divide.reciprocal(inputs[1]))
+            out = Map(ty, op.name, divide.divide, inputs, heavy)
+        else:
+            out = Map(ty, op.name, lambda e, *vals: fn(e, op, *vals), inputs, heavy)
         out.word = op.words[0] if op.words else ""
         self.env[op.results[0]] = out
 
