@@ -106,9 +106,10 @@ def _simplify(binding, machine, module) -> None:
     whole.run(module, builder)
     manager = binding.create_new_function_pass_manager()
     manager.add_sroa_pass()
-    manager.add_new_gvn_pass()
+    # First, because value numbering takes more than linear time: 0.04 s after it, 6 s before.
     manager.add_instruction_combine_pass()
     manager.add_simplify_cfg_pass()
+    manager.add_new_gvn_pass()
     manager.add_loop_rotate_pass()
     manager.add_instruction_combine_pass()
     manager.add_dead_code_elimination_pass()
