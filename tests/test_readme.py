@@ -1,7 +1,11 @@
 """The README says what is so: its kernel checks, its Triton is what comes out, its table is whole."""
 
+import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,8 @@ import torch
 
 from tkpy.vocabulary import VERBS
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def block(marker):
@@ -61,3 +66,24 @@ def test_error_message_is_real(tmp_path):
         wrong(x, x, x, 1.0, cols=48)
     shown = re.search(r"```\n(attention\.py:\d+: mma_AB.*?)```", README, re.S).group(1)
     assert str(e.value).replace(str(path), "attention.py").strip() == shown.strip()
+
+
+def test_a_foreign_kernel_runs_as_the_readme_says(tmp_path):
+    path = tmp_path / "foreign.py"
+    path.write_text(block("foreign"))
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, str(path)], check=True, env=environment, timeout=300)
+
+
+def test_the_liger_example_runs_where_it_is_installed(tmp_path):
+    pytest.importorskip("liger_kernel")
+    path = tmp_path / "liger.py"
+    path.write_text(block("liger"))
+    subprocess.run([sys.executable, str(path)], check=True, timeout=300)
+
+
+def test_the_table_of_figures_is_the_measured_one():
+    from bench.table import markdown
+
+    rows = json.loads((ROOT / "bench" / "cpu.json").read_text())
+    assert README.split("<!-- bench -->\n")[1].split("\n\n")[0].strip() == markdown(rows)
