@@ -54,7 +54,7 @@ def test_verbs(name, m, n, k, which, number):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("sizes", [{"M": 33, "N": 17, "K": 35}, {"M": 1, "N": 40, "K": 2}])
 def test_evaluator_and_poison_agree(name, sizes):
-    """Triton's interpreter, the evaluator on live elements, and NaN in all dead ones: one answer."""
+    """Compiled code, the evaluator on live elements, and NaN in all dead ones: one answer."""
     kernel, _, make, options = CASES[name]
     inputs = make(sizes, torch.Generator().manual_seed(3), torch.float32)
     inputs, outs = inputs if isinstance(inputs, tuple) else (inputs, {})

@@ -81,8 +81,8 @@ def reshape(ty: Type, src: Tensor) -> Tensor:
     return Reindex(ty, src, index)
 
 
-class Join(Tensor):
-    """Two tensors along a new last axis of size 2."""
+class _Two(Tensor):
+    """Elements of two tensors, each from one of them."""
 
     def __init__(self, ty: Type, a: Tensor, b: Tensor) -> None:
         super().__init__(ty)
@@ -90,6 +90,10 @@ class Join(Tensor):
         self.heavy, self.reads = a.heavy or b.heavy, a.reads or b.reads
         self.data = a.data or b.data
         self.flops = 1 + getattr(a, "flops", 0) + getattr(b, "flops", 0)
+
+
+class Join(_Two):
+    """Two tensors along a new last axis of size 2."""
 
     def at(self, g, idx):
         a, b = self.inputs
@@ -100,15 +104,8 @@ class Join(Tensor):
         return g.e.select(first, g.at(a, rest), g.at(b, rest))
 
 
-class Cat(Tensor):
+class Cat(_Two):
     """Two tensors one after the other along axis 0."""
-
-    def __init__(self, ty: Type, a: Tensor, b: Tensor) -> None:
-        super().__init__(ty)
-        self.inputs = (a, b)
-        self.heavy, self.reads = a.heavy or b.heavy, a.reads or b.reads
-        self.data = a.data or b.data
-        self.flops = 1 + getattr(a, "flops", 0) + getattr(b, "flops", 0)
 
     def at(self, g, idx):
         e = g.e
