@@ -155,7 +155,8 @@ def test_noinline_call():
 
     x, out = torch.randn(32), torch.empty(32)
     kernel[(32,)](x, out)
-    assert torch.allclose(out, x * 3 + 1)
+    exact, terms = x.double() * 3 + 1, x.double().abs() * 3 + 1  # they cancel where x is near -1/3
+    assert ((out - exact).abs() <= 2**-23 * terms).all()
 
 
 def test_device_assert():
