@@ -60,6 +60,7 @@ class Printer:
         self.names: dict[Value, str] = {}
         self.inline: dict[Value, Text] = {}
         self.helpers_used: set[str] = set()
+        self.functions: list[str] = []  # what the kernel calls besides helpers
         # Run-time integers may be 64 bits wide: then those that are joined all are.
         self.long = fn.wide or any(p.role == "scalar" and p.dtype.bits == 64 for p in fn.params)
         self.long |= any(
@@ -487,11 +488,55 @@ class Printer:
         self.names[value] = name
         self.line(f"{name} = {produced[0]}", op.loc)
         if poisoned:
-            junk = {"float": float("nan"), "int": 1234567, "bool": True}[value.type.dtype.kind]
-            if value.type.dtype.name in ("i8", "u8"):
-                junk = 77
-            fill = self.literal(junk, value.type.dtype)
-            self.line(f"{name} = tl.where({self.live_mask(value.type)}, {name}, {fill})")
+            self._poison(value, name)
+
+    def _poison(self, value: Value, name: str) -> None:
+        junk = {"float": float("nan"), "int": 1234567, "bool": True}[value.type.dtype.kind]
+        if value.type.dtype.name in ("i8", "u8"):
+            junk = 77
+        fill = self.literal(junk, value.type.dtype)
+        self.line(f"{name} = tl.where({self.live_mask(value.type)}, {name}, {fill})")
+
+    def define(self, op: Op, body: str, casts: list[str], unread: int = 0) -> None:
+        """Writes ``a, b = body`` for the results of ``op``; ``unread`` more are not looked at."""
+        names = [self.fresh(v.hint or "t") for v in op.results]
+        targets = names + [self.fresh("unread") for _ in range(unread)]
+        single = len(targets) == 1
+        self.line(f"{', '.join(targets)} = {body}{casts[0] if single else ''}", op.loc)
+        for value, name, cast in zip(op.results, names, casts, strict=True):
+            self.names[value] = name
+            if cast and not single:
+                self.line(f"{name} = {name}{cast}")
+            if self.poison and not value.type.full:
+                self._poison(value, name)
+
+    def function(self, wanted: str, region: Region, around, loc: Loc) -> str:
+        """The name of a jitted function that computes ``region``, an isolated one, of scalars.
+
+        ``around(parameters, results, fresh)`` gives the parameters, extra lines and results of
+        a function that does more.
+        """
+        inner = Printer(Function(wanted, body=region))
+        inner.long, inner.last_line = self.long, (loc.file, loc.line)
+        parameters = [inner.fresh(a.hint or "x") for a in region.args]
+        inner.names = dict(zip(region.args, parameters, strict=True))
+        inner.region(region)
+        results = []
+        for v in region.terminator.operands:
+            body = inner.ref(v, LOWEST)
+            if v.op is not None and v.op.kind in ("const", "index"):
+                body = f"tl.full((), {body}, {self.dtype(v.type.dtype)})"
+            results.append(body)
+        lines = inner.scopes[0].lines
+        if around is not None:
+            parameters, more, results = around(parameters, results, inner.fresh)
+            lines = lines + more
+        self.helpers_used |= inner.helpers_used
+        name = self.fresh(wanted)
+        # The name is the module's: nothing in the kernel may be called so, now or later.
+        text_ = "\n".join(f"    {x}" for x in [*lines, *wrapped(f"return {', '.join(results)}")])
+        self.functions.append(f"@triton.jit\ndef {name}({', '.join(parameters)}):\n{text_}\n")
+        return name
 
     def _name_for(self, value: Value, region: Region, position: int) -> str:
         """The author's name if whatever holds it now is not needed any more, else a fresh one."""
@@ -725,7 +770,7 @@ def emit(fn: Function, poison: bool = False) -> Emitted:
         lines = [f"{n} = {aligned_name(n)} * {ALIGNMENT}" for n in strides] + lines
         numbers = [aligned_name(n) if n in strides else n for n in numbers]
     kernel = f"{fn.name}_kernel"
-    out = [helpers.SOURCES[h] for h in sorted(printer.helpers_used)]
+    out = [helpers.SOURCES[h] for h in sorted(printer.helpers_used)] + printer.functions
     decorator = "@triton.jit"
     if numbers:
         decorator = filled("@triton.jit(do_not_specialize=[", [f'"{n}"' for n in numbers], "])")

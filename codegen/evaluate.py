@@ -96,8 +96,8 @@ class _Program:
             assert meaning is not None, op.kind
             with np.errstate(all="ignore"):
                 out = meaning(op, *[self.values[v] for v in op.operands])
-        if op.kind in ("for", "if"):
-            for v, x in zip(op.results, out, strict=True):  # type: ignore
+        if isinstance(out, list):  # one a result
+            for v, x in zip(op.results, out, strict=True):
                 self.bind(v, x)
         elif op.results:
             self.bind(op.result, out)
@@ -115,6 +115,26 @@ class _Program:
     def do_if(self, op: Op) -> list[object]:
         taken = self.truth(op.attrs["cond"]) if "cond" in op.attrs else self.values[op.operands[0]]  # type: ignore
         return self.region(op.regions[0 if taken else 1])
+
+    def do_associative_scan(self, op: Op) -> list[object]:
+        axis, region = op.attrs["axis"], op.regions[0]
+        shape = self.shape(op.result.type)
+        cut = tuple(slice(n) for n in shape)
+        arrays = [np.asarray(self.values[v])[cut] for v in op.operands]
+        if op.attrs["reverse"]:
+            arrays = [np.flip(x, axis) for x in arrays]  # type: ignore[call-overload]
+        lines = [np.moveaxis(x, axis, 0) for x in arrays]  # type: ignore[arg-type]
+        outs = [np.empty_like(x) for x in lines]
+        for k in range(shape[axis]):  # type: ignore[index]
+            now = [x[k] for x in lines]
+            if k:
+                for v, x in zip(region.args, [o[k - 1] for o in outs] + now, strict=True):
+                    self.values[v] = x
+                now = self.region(region)  # type: ignore[assignment]
+            for o, x in zip(outs, now, strict=True):
+                o[k] = x
+        back = [np.moveaxis(o, 0, axis) for o in outs]  # type: ignore[arg-type]
+        return [np.flip(o, axis) if op.attrs["reverse"] else o for o in back]  # type: ignore
 
     # -- creation --------------------------------------------------------------------------
 

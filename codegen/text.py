@@ -43,6 +43,9 @@ def print_function(fn: Function) -> str:
     return _Writer().function(fn)
 
 
+_WITH_REGIONS = ("for", "if", "associative_scan")
+
+
 class _Writer:
     def __init__(self):
         self.names: dict[Value, str] = {}
@@ -289,7 +292,7 @@ class _Reader:
         while not self.accept(")"):
             op.operands.append(self.use(self.take("value")))
             self.accept(",")
-        if op.kind not in ("for", "if") or self.attrs_follow():
+        if op.kind not in _WITH_REGIONS or self.attrs_follow():
             self.attrs(op)
         if self.accept(":"):
             for k, v in enumerate(results):
@@ -298,7 +301,7 @@ class _Reader:
                 v.type = self.type()
         if self.accept("@"):
             op.loc = Loc(line=int(self.take("num")))
-        if op.kind in ("for", "if"):
+        if op.kind in _WITH_REGIONS:
             self.take("{")
             op.regions.append(self.region())
             if self.accept("else"):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from codegen.ops import control, create, elementwise, mask, memory, mma, reduce, structure
+from codegen.ops import (
+    associative,
+    control,
+    create,
+    elementwise,
+    mask,
+    memory,
+    mma,
+    reduce,
+    structure,
+)
 from codegen.ops.base import IRError, Need, OpDef
 
 TABLE: dict[str, OpDef] = {
@@ -27,6 +37,7 @@ TABLE: dict[str, OpDef] = {
         reduce.REDUCE,
         reduce.ARGREDUCE,
         reduce.SCAN,
+        associative.ASSOCIATIVE_SCAN,
         structure.TRANSPOSE,
         structure.SUBTILE,
         structure.CONCAT,

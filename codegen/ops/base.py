@@ -53,6 +53,7 @@ class OpDef:
     neutral: Callable[[Op], list[Need]] = lambda op: []
     pure: bool = True
     elementwise: bool = False
+    isolated: bool = False  # its regions see nothing of what stands outside
 
 
 def name_of(value: Value, fallback: str) -> str:

@@ -19,7 +19,7 @@ def _visit(fn: Function, region: Region, seen: dict, mapping: dict[Value, Value]
     for op in region.ops:
         op.operands = [mapping.get(v, v) for v in op.operands]
         for inner in op.regions:
-            _visit(fn, inner, seen, mapping)
+            _visit(fn, inner, {} if TABLE[op.kind].isolated else seen, mapping)
         key = _key(fn, op)
         if key is not None and key in seen:
             first = seen[key]

@@ -223,6 +223,94 @@ def _scans_make(sizes, generator, dtype):
 case(scans, _scans, _scans_make, tolerance=1e-5, limits={"M": 40, "N": 40})
 
 
+@tk.function
+def affine(left, right):
+    """The composition of y = a x + b with a later one; it does not commute."""
+    return left[0] * right[0], left[1] * right[0] + right[1]
+
+
+@tk.kernel
+def operators(x: tk.Global["M N"], o: tk.Out["K M N"], last: tk.Out["L N"]):
+    tk.grid(1)
+    b = tk.load(x, (0, 0), shape=("M", "N"))
+    a = tk.cast(b > 0, x.dtype)
+    flag = tk.cast(b == 1, tk.i32)
+    results = (
+        tk.associative_scan((a, b), affine, axis=1)[1],
+        tk.associative_scan((a, b), affine, axis=0)[1],
+        tk.associative_scan((a, b), affine, axis=1, reverse=True)[1],
+        tk.associative_scan((a, b), affine, axis=0, reverse=True)[1],
+        tk.associative_scan(b, lambda l, r: tk.maximum(l, r), 1),
+        # A sum that starts anew where the flag is set.
+        tk.associative_scan(
+            (flag, b), lambda l, r: (l[0] | r[0], tk.where(r[0] == 1, r[1], l[1] + r[1])), axis=1
+        )[1],
+    )
+    for k, t in enumerate(results):
+        tk.store(o, t, (k, 0, 0))
+    v, w = tk.col_max(b), tk.col_min(b)
+    up = tk.associative_scan((tk.cast(v > 0, x.dtype), w), affine)
+    down = tk.associative_scan((tk.cast(v > 0, x.dtype), w), affine, 0, reverse=True)
+    tk.store(last, up[1], (0, 0))
+    tk.store(last, down[1], (1, 0))
+
+
+def _recurrence(a, b, axis, reverse=False):
+    a, b = (t.movedim(axis, 0) for t in (a, b))
+    state, out = torch.zeros_like(b[0]), torch.empty_like(b)
+    for t in reversed(range(len(b))) if reverse else range(len(b)):
+        state = out[t] = a[t] * state + b[t]
+    return out.movedim(0, axis)
+
+
+def _operators(x):
+    x = x.double()
+    a = (x > 0).double()
+    v, w = x.amax(0), x.amin(0)
+    return torch.stack(
+        [
+            _recurrence(a, x, 1), _recurrence(a, x, 0), _recurrence(a, x, 1, True),
+            _recurrence(a, x, 0, True), x.cummax(1).values, _recurrence((x != 1).double(), x, 1),
+        ]
+    ), torch.stack([_recurrence((v > 0).double(), w, 0, up) for up in (False, True)])  # fmt: skip
+
+
+def _operators_make(sizes, generator, dtype):
+    x = tile("M N")(sizes, generator, dtype)
+    return x, {"o": torch.empty(6, *x[0].shape, dtype=dtype),
+               "last": torch.empty(2, x[0].shape[1], dtype=dtype)}  # fmt: skip
+
+
+case(operators, _operators, _operators_make, limits={"M": 40, "N": 40})
+
+
+@tk.kernel
+def applied(x: tk.Global["M N"], o: tk.Out["M N"], v: tk.Out["I N"], *, rows: int = 32,
+            cols: int = 48):  # fmt: skip
+    i, j = tk.grid(tk.cdiv("M", rows), tk.cdiv("N", cols))
+    a = tk.load(x, (i, j), shape=(rows, cols))
+    t = tk.apply(
+        a, lambda r, c, e: tk.where((r * 3 + c) % 5 < 2, e, -e), row=i * rows, col=j * cols
+    )
+    tk.store(o, t, (i, j))
+    line = tk.apply(tk.col_max(a), lambda c, e: tk.where(c % 7 == 3, e * 2, e), start=j * cols)
+    tk.store(v, line, (i, j))
+
+
+def _applied(x, rows=32, cols=48):
+    r, c = torch.arange(x.shape[0])[:, None], torch.arange(x.shape[1])[None, :]
+    most = torch.stack([t.amax(0) for t in x.split(rows)])
+    return torch.where((r * 3 + c) % 5 < 2, x, -x), torch.where(c % 7 == 3, most * 2, most)
+
+
+def _applied_make(sizes, generator, dtype):
+    x = tile("M N")(sizes, generator, dtype)[0]
+    return [x], {"v": torch.empty(-(-x.shape[0] // 32), x.shape[1], dtype=dtype)}
+
+
+case(applied, _applied, _applied_make)
+
+
 # -- structure and masks -----------------------------------------------------------------------
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sympy
-
 from codegen.ir import DType, Value, i32
 from codegen.ops.base import IRError, says
-from tkpy.builder import current, known_dtype
+from tkpy.builder import current, known_dtype, what
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
@@ -169,13 +167,32 @@ def broadcast_col(v, rows):
 
 
 @verb
-def apply(x, function):
-    """``function(row, col, value)`` of every element; row and col are i32, within the tile."""
+def apply(x, function, *, row=0, col=0, start=0):
+    """``function(row, col, value)`` of every element of a tile, ``function(index, value)`` of a
+    vector's.
+
+    Coordinates are logical, i32, and count from ``row``, ``col`` or ``start``: with the tile's own
+    offsets they are those of the tensor, whatever the tile's shape and wherever it lies. The
+    function works on all elements at once, with the verbs and operators of tiles.
+    """
     b = current()
-    if x.type.rank != 2:
-        raise IRError(f"{says(x, 'the operand')}: apply takes a tile")
+    if not isinstance(x, Value) or not x.type.rank:
+        raise IRError(f"{what(x)}: apply takes a tile or a vector")
+    if not callable(function):
+        raise IRError(f"{what(function)} is not a function", "a lambda, or a @tk.function")
+    if not all(a.simple for a in x.type.axes):
+        raise IRError(
+            f"{says(x, 'the operand')}: the elements of a flattened axis have no one coordinate",
+            "load the tile without flattening",
+        )
+    tile = x.type.rank == 2
+    if (start != 0) if tile else (row != 0 or col != 0):
+        raise IRError(
+            f"{says(x, 'the operand')}: its offsets are " + ("row= and col=" if tile else "start="),
+        )
+    places = ((row, "col"), (col, "row")) if tile else ((start, x.type.orient),)
     positions = [
-        b.op("iota", attrs={"dtype": i32, "axes": (a,), "start": sympy.Integer(0), "orient": o})
-        for a, o in zip(x.type.axes, ("col", "row"), strict=True)
+        b.op("iota", attrs={"dtype": i32, "axes": (a,), "start": b.index(s), "orient": o})
+        for a, (s, o) in zip(x.type.axes, places, strict=True)
     ]
     return function(*positions, x)

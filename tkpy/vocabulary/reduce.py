@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 
-from codegen.ir import Value
+from codegen.ir import Region, Type, Value
+from codegen.ops.associative import element_type
 from codegen.ops.base import IRError, says
 from tkpy.builder import current, what
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
-    "argmax", "argmin", "col_argmax", "col_argmin", "col_max", "col_min", "col_prod", "col_sum",
-    "cumprod", "cumsum", "max", "min", "prod", "row_argmax", "row_argmin", "row_max", "row_min",
-    "row_prod", "row_sum", "sum",
+    "argmax", "argmin", "associative_scan", "col_argmax", "col_argmin", "col_max", "col_min",
+    "col_prod", "col_sum", "cumprod", "cumsum", "max", "min", "prod", "row_argmax",
+    "row_argmin", "row_max", "row_min", "row_prod", "row_sum", "sum",
 ]  # fmt: skip
 
 _COMBINE = {"sum": "add", "max": "max", "min": "min", "prod": "mul"}
@@ -138,3 +140,58 @@ def _scan(name: str, op: str) -> Verb:
 
 
 cumsum, cumprod = _scan("cumsum", "sum"), _scan("cumprod", "prod")
+
+
+@verb
+def associative_scan(x, operator, axis=None, *, reverse: bool = False):
+    """Running combination with the author's ``operator``, of a vector or a tile along ``axis``.
+
+    x: a tile or vector, or a tuple of them that are scanned together, of one shape and any
+    dtypes; the result is of the same form. ``operator(left, right)`` gets two elements (two tuples
+    of elements) and gives one; it must be associative, and is made of elementwise verbs:
+
+        # h[t] = a[t] * h[t - 1] + b[t]
+        _, h = tk.associative_scan((a, b), lambda l, r: (l[0] * r[0], l[1] * r[0] + r[1]), axis=0)
+
+    out[0] = x[0], out[t] = operator(out[t - 1], x[t]); with ``reverse`` the same from the last
+    element to the first. Dead elements take no part. 16-bit floats are combined in fp32 and
+    rounded once. The order of combination differs between targets: results agree up to rounding.
+    """
+    b = current()
+    many = isinstance(x, tuple | list)
+    values = list(x) if many else [x]
+    if not values or not all(isinstance(v, Value) and v.type.rank for v in values):
+        raise IRError(
+            f"tk.associative_scan of {', '.join(map(what, values)) or 'nothing'}: takes a tile, a "
+            "vector or a tuple of them"
+        )
+    if not callable(operator):
+        raise IRError(f"{what(operator)} is not an operator", "a lambda, or a @tk.function")
+    axis = _axis_of(values[0], axis, "associative_scan")
+    dtypes = [element_type(v.type.dtype) for v in values]
+    region, sides = Region(), []
+    for side in ("left", "right"):
+        names = [f"{side}{k}" if many else side for k in builtins.range(len(values))]
+        sides.append([Value(Type(d), n) for d, n in zip(dtypes, names, strict=True)])
+        region.args += sides[-1]
+    b.regions.append(region)
+    try:
+        out = operator(*(tuple(s) if many else s[0] for s in sides))
+        outs = out if isinstance(out, tuple | list) else (out,)
+        if len(outs) != len(values) or isinstance(out, tuple | list) != many:
+            raise IRError(
+                f"the operator returns {len(outs)} numbers for {len(values)} operands",
+                "it returns as many as it combines",
+            )
+        results = [b.value(o, d) for o, d in zip(outs, dtypes, strict=True)]
+        results = [
+            b.op("cast", [v], {"dtype": d})
+            if v.type.dtype != d and v.type.dtype.kind == d.kind and not v.type.rank
+            else v
+            for v, d in zip(results, dtypes, strict=True)
+        ]
+        b.emit("yield", results)
+    finally:
+        b.regions.pop()
+    op = b.emit("associative_scan", values, {"axis": axis, "reverse": reverse}, [region])
+    return tuple(op.results) if many else op.result
