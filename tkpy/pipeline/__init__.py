@@ -1,0 +1,1 @@
+"""Pipelines of asynchronous copies and products: the model, its checks, its timeline, its cost."""
