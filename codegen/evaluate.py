@@ -273,23 +273,29 @@ class _Program:
         x = tensor[tuple(safe)] if tensor.size else np.zeros(np.broadcast(*safe).shape)
         return np.where(inside, x, 0) if op.attrs["tile"] else (x.item() if inside else 0)
 
-    def _store(self, op: Op, add: bool) -> None:
+    def _store(self, op: Op, combine: np.ufunc | None) -> None:
         tensor = self.tensors[op.attrs["param"]]  # type: ignore
         value = self.values[op.operands[0]]
         index, inside = self._where(op, op.operands[0].type if op.attrs["tile"] else None)
         full = np.broadcast_arrays(np.asarray(value), inside, *index)
         mask = full[1].astype(bool)
         places = tuple(i[mask] for i in full[2:])
-        if add:
-            np.add.at(tensor, places, full[0][mask])
+        if combine is not None:
+            combine.at(tensor, places, full[0][mask])
         else:
             tensor[places] = full[0][mask]
 
     def do_store(self, op: Op) -> None:
-        self._store(op, False)
+        self._store(op, None)
 
     def do_store_add(self, op: Op) -> None:
-        self._store(op, True)
+        self._store(op, np.add)
+
+    def do_store_min(self, op: Op) -> None:
+        self._store(op, np.fmin)
+
+    def do_store_max(self, op: Op) -> None:
+        self._store(op, np.fmax)
 
     def _rows(self, op: Op, rows: np.ndarray, axis: Axis):
         tensor = self.tensors[op.attrs["param"]]  # type: ignore

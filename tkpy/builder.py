@@ -180,8 +180,11 @@ class Builder:
             return x.symbol
         raise IRError(f"{what} must be an integer, not {_what(x)}")
 
-    def side(self, x: object) -> tuple[int, tuple[Expr, ...]]:
-        """A tile side: (multiple of 16, live bound). A named dimension is rounded up to 16."""
+    def side(self, x: object, exact: bool = False) -> tuple[int, tuple[Expr, ...]]:
+        """A tile side: (multiple of 16, live bound). A named dimension is rounded up to 16.
+
+        ``exact``: a constant may be any positive number (naive vectors).
+        """
         named = isinstance(x, str) or (isinstance(x, Expr) and bool(x.free_symbols))
         e = self.index(x, "a tile side")
         if e.free_symbols:
@@ -197,6 +200,8 @@ class Builder:
         if named:
             side = max(16, round_up(n))
             return side, ((sympy.Integer(n),) if n < side else ())
+        if n > 0 and exact:
+            return n, ()
         if n <= 0 or n % 16:
             raise IRError(
                 f"a tile side must be a positive multiple of 16, and {n} is not",
@@ -205,9 +210,9 @@ class Builder:
             )
         return n, ()
 
-    def axis(self, x: object) -> Axis:
+    def axis(self, x: object, exact: bool = False) -> Axis:
         parts = x if isinstance(x, tuple) else (x,)
-        return Axis(tuple(factor(s, b) for s, b in map(self.side, parts)))
+        return Axis(tuple(factor(*self.side(p, exact)) for p in parts))
 
     def unique(self, wanted: str) -> str:
         name, k = wanted, 0

@@ -30,6 +30,8 @@ TABLE: dict[str, OpDef] = {
         memory.LOAD,
         memory.STORE,
         memory.STORE_ADD,
+        memory.STORE_MIN,
+        memory.STORE_MAX,
         memory.GATHER,
         memory.SCATTER,
         memory.SCATTER_ADD,

@@ -9,9 +9,10 @@ Attributes of an access, one entry a tensor dimension unless said otherwise:
     checks  (low, high): whether the coordinate can lie below 0, at or beyond the size; what the
             ``bounds`` pass proves impossible costs nothing
     other   what a load puts into dead elements, or None where nothing depends on it
+    policy  "evict_first" or "evict_last", a hint to the cache of a load or store; else absent
 
 Elements before the start of a tensor read as zero and are never written; elements at or beyond
-its end are dead.
+its end are dead. A whole tile that a coordinate of another dimension puts outside reads as zero.
 """
 
 from __future__ import annotations
@@ -46,19 +47,29 @@ def _infer_load(fn: Function, op: Op) -> list[Type]:
     return [Type(param.dtype, access_axes(fn, op), op.attrs.get("orient"))]
 
 
+def reads_zero(op: Op) -> bool:
+    """True if live elements of a load may lie outside the tensor: these are zero."""
+    tiled = {d for which in op.attrs["tile"] for d in which}
+    checks = enumerate(op.attrs["checks"])
+    return any(low or (high and d not in tiled) for d, (low, high) in checks)
+
+
 def _emit_load(e, op: Op) -> Text:
     pointer, mask = e.access(op, op.attrs["tile"], op.result.type)
     other = op.attrs.get("other")
     parts = [pointer]
     if mask:
         parts.append(f"mask={mask}")
-        if other is None and any(low for low, _ in op.attrs["checks"]):
-            other = 0
-        if not op.attrs["tile"]:
+        if other is None and reads_zero(op):
             other = 0
         if other is not None:
             parts.append(f"other={e.literal(other, op.result.type.dtype)}")
-    return f"tl.load({', '.join(parts)})", ATOM
+    return f"tl.load({', '.join(parts)}{_policy(op)})", ATOM
+
+
+def _policy(op: Op) -> str:
+    policy = op.attrs.get("policy")
+    return f', eviction_policy="{policy}"' if policy else ""
 
 
 def _check_store(fn: Function, op: Op) -> None:
@@ -88,21 +99,31 @@ def _emit_store(e, op: Op) -> None:
     elif value.type.dtype != param.dtype:
         # Triton casts on store too; the interpreter is exact only where the cast is spelt out.
         text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})"
-    word = "tl.atomic_add" if op.kind == "store_add" else "tl.store"
-    tail = ', sem="relaxed"' if op.kind == "store_add" else ""
+    word = ATOMICS.get(op.kind, "tl.store")
+    tail = ', sem="relaxed"' if op.kind in ATOMICS else _policy(op)
     e.line(f"{word}({pointer}, {text}{f', mask={mask}' if mask else ''}{tail})", op.loc)
 
 
-def _infer_store_add(fn: Function, op: Op) -> list[Type]:
+#: The stores that combine with what is there, and Triton's words for them.
+ATOMICS = {"store_add": "tl.atomic_add", "store_min": "tl.atomic_min", "store_max": "tl.atomic_max"}
+
+
+def _infer_store_atomic(fn: Function, op: Op) -> list[Type]:
     _check_store(fn, op)
-    _check_atomic(fn.param(op.attrs["param"]))
+    param = fn.param(op.attrs["param"])
+    _check_atomic(param, op.kind.removeprefix("store_"))
+    if op.kind != "store_add" and param.role == "out":
+        raise IRError(
+            f"{param.name} is an output and holds nothing to take the {op.kind[6:]}imum with",
+            f"declare it tk.InOut: the caller says what {param.name} starts from",
+        )
     return []
 
 
-def _check_atomic(param) -> None:
+def _check_atomic(param, word: str = "add") -> None:
     if param.dtype.name not in ("f32", "i32", "i64"):
         raise IRError(
-            f"atomic add needs f32, i32 or i64, and {param.name} is {param.dtype}",
+            f"atomic {word} needs f32, i32 or i64, and {param.name} is {param.dtype}",
             f'declare {param.name} as tk.Out["...", tk.f32] and cast afterwards',
         )
 
@@ -155,7 +176,9 @@ def _emit_scatter(e, op: Op) -> None:
 
 LOAD = OpDef("load", _infer_load, _emit_load)
 STORE = OpDef("store", _infer_store, _emit_store, pure=False)
-STORE_ADD = OpDef("store_add", _infer_store_add, _emit_store, pure=False)
+STORE_ADD, STORE_MIN, STORE_MAX = (
+    OpDef(kind, _infer_store_atomic, _emit_store, pure=False) for kind in ATOMICS
+)
 GATHER = OpDef("gather_rows", _infer_gather, _emit_gather)
 SCATTER = OpDef("scatter_rows", _infer_scatter, _emit_scatter, pure=False)
 SCATTER_ADD = OpDef("scatter_add_rows", _infer_scatter, _emit_scatter, pure=False)

@@ -14,6 +14,7 @@ import numpy as np
 
 from codegen.ir import Axis, Function, Op, Region, Value
 from codegen.ops import TABLE
+from codegen.ops.memory import reads_zero
 from codegen.rewrite import build
 
 #: What is known of the dead elements of values: a number that all of them hold.
@@ -54,8 +55,8 @@ def _holds(value: Value, wanted: float, fills: Fills) -> bool:
     op = value.op
     if op is not None and op.kind == "load" and op.attrs.get("other") is None:
         # Nobody asked anything of this load's dead elements yet: let it fill them.
-        if any(low for low, _ in op.attrs["checks"]) and wanted != 0.0:
-            return False  # elements before the tensor must read as zero
+        if wanted != 0.0 and reads_zero(op):
+            return False
         op.attrs["other"] = wanted
         fills[value] = wanted
         return True

@@ -564,6 +564,43 @@ def _shifted_make(sizes, generator, dtype):
 case(shifted, _shifted, _shifted_make)
 
 
+@tk.kernel
+def axes(
+    x: tk.Global["A B C"],
+    swapped: tk.Out["B C A"],
+    planes: tk.Out["C A B"],
+    most: tk.InOut["B C", tk.f32],
+    least: tk.InOut["B C", tk.f32],
+    line: tk.Out["A"],
+):
+    """Tiles over any two axes of a tensor, and extremes over the programs of a grid."""
+    b, i, j = tk.grid("B", tk.cdiv("A", 16), tk.cdiv("C", 32))
+    tk.prefetch(x, (i, b, j), shape=(16, 32), axis=0)
+    t = tk.load(x, (i, b, j), shape=(16, 32), axis=0, policy="evict_first", layout="row")
+    tk.store(swapped, t, (b, j, i), axis=(2, 1), policy="EVICT_LAST")
+    u = tk.load(x, (i, b, j), shape=(32, 16), axis=(2, 0), layout="col")
+    tk.store(planes, tk.swap_layout(u), (j, i, b), axis=(0, 1))
+    tk.store_max(most, tk.col_max(tk.cast(t, tk.f32)), (b, j))
+    tk.store_min(least, tk.col_min(tk.cast(t, tk.f32)), (b, j))
+    if b == 0:
+        v = tk.load(x, (i, 0, 0), shape=16, axis=0)
+        tk.store(line, v + tk.zeros(16, dtype=x.dtype, layout="ortho"), i)
+
+
+def _axes(x, most, least):
+    return x.permute(1, 2, 0), x.permute(2, 0, 1), x[:, 0, 0]
+
+
+def _axes_make(sizes, generator, dtype):
+    a, b, c = sizes["M"], sizes["K"] % 3 + 1, sizes["N"]
+    x = torch.randint(-4, 5, (a, b, c), generator=generator).to(dtype)
+    start = torch.randint(-3, 3, (2, b, c), generator=generator).float()
+    return [x, start[0], start[1]], {}
+
+
+case(axes, _axes, _axes_make)
+
+
 @tk.function
 def _clipped(x, low, high):
     return tk.minimum(tk.maximum(x, low), high)

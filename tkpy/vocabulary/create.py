@@ -13,16 +13,31 @@ from tkpy.vocabulary.verb import verb
 __all__ = ["full", "iota", "neg_infty", "one", "ones", "pos_infty", "zero", "zeros"]
 
 
-def _axes(shape: tuple) -> tuple[Axis, ...]:
+def _axes(shape: tuple, layout: str | None) -> tuple[Axis, ...]:
     if len(shape) == 1 and isinstance(shape[0], list):
         shape = tuple(shape[0])
     if not 1 <= len(shape) <= 2:
         raise IRError(f"a tile has two sides and a vector one, not {len(shape)}")
-    return tuple(current().axis(s) for s in shape)
+    exact = naive(layout, len(shape))
+    return tuple(current().axis(s, exact) for s in shape)
 
 
-def _filled(shape: tuple, value: object, dtype: DType) -> Value:
-    axes, b = _axes(shape), current()
+LAYOUTS = {2: ("row", "col"), 1: ("align", "ortho", "naive")}
+
+
+def naive(layout: str | None, rank: int) -> bool:
+    """Whether a layout annotation is that of a vector of any length; refuses unknown ones."""
+    if layout is None:
+        return False
+    if layout not in LAYOUTS.get(rank, ()):
+        known = " or ".join(repr(n) for n in LAYOUTS.get(rank, ())) or "none"
+        kind = {2: "tile", 1: "vector"}.get(rank, "scalar")
+        raise IRError(f"layout {layout!r}: a {kind}'s layout is {known}", "leave it out")
+    return layout == "naive"
+
+
+def _filled(shape: tuple, value: object, dtype: DType, layout: str | None = None) -> Value:
+    axes, b = _axes(shape, layout), current()
     known_dtype(dtype)
     if isinstance(value, Expr) and as_int(b.norm(value)) is None:
         value = b.value(value)
@@ -33,27 +48,31 @@ def _filled(shape: tuple, value: object, dtype: DType) -> Value:
 
 
 @verb
-def zeros(*shape, dtype: DType = f32):
-    """A tile (two sides) or vector (one side) of zeros."""
-    return _filled(shape, 0, dtype)
+def zeros(*shape, dtype: DType = f32, layout: str | None = None):
+    """A tile (two sides) or vector (one side) of zeros.
+
+    ``layout`` is ThunderKittens' annotation: "row" or "col" of a tile, "align", "ortho" or
+    "naive" of a vector. The compiler lays tiles out itself; "naive" allows a vector of any length.
+    """
+    return _filled(shape, 0, dtype, layout)
 
 
 @verb
-def ones(*shape, dtype: DType = f32):
+def ones(*shape, dtype: DType = f32, layout: str | None = None):
     """A tile or vector of ones."""
-    return _filled(shape, 1, dtype)
+    return _filled(shape, 1, dtype, layout)
 
 
 @verb
-def pos_infty(*shape, dtype: DType = f32):
+def pos_infty(*shape, dtype: DType = f32, layout: str | None = None):
     """A tile or vector of +inf."""
-    return _filled(shape, math.inf, dtype)
+    return _filled(shape, math.inf, dtype, layout)
 
 
 @verb
-def neg_infty(*shape, dtype: DType = f32):
+def neg_infty(*shape, dtype: DType = f32, layout: str | None = None):
     """A tile or vector of -inf; the start of a running maximum."""
-    return _filled(shape, -math.inf, dtype)
+    return _filled(shape, -math.inf, dtype, layout)
 
 
 @verb

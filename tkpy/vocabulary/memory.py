@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import sympy
 
 from codegen.expr import Expr, Max, Min
 from codegen.ir import DType, Value, i32, i64
 from codegen.ops.base import IRError, says
+from codegen.rewrite import build
 from tkpy.builder import At, current, what
+from tkpy.vocabulary.create import naive
 from tkpy.vocabulary.index import tensor
 from tkpy.vocabulary.maps import cast
 from tkpy.vocabulary.verb import verb
 
-__all__ = ["gather_rows", "load", "scatter_add_rows", "scatter_rows", "store", "store_add"]
+__all__ = [
+    "gather_rows", "load", "prefetch", "scatter_add_rows", "scatter_rows", "store", "store_add",
+    "store_max", "store_min",
+]  # fmt: skip
+
+POLICIES = ("normal", "evict_first", "evict_last")
 
 
-def _place(t, coord, shape, axis, until, sides=None) -> dict:
+def _place(t, coord, shape, axis, until, sides=None, policy=None, exact=False) -> dict:
     """Attributes of an access: see ``codegen.ops.memory``."""
     b = current()
+    hint = _policy(policy)
     coord = coord if isinstance(coord, tuple) else (coord,)
     rank = len(t.shape)
     if len(coord) != rank:
@@ -29,7 +39,7 @@ def _place(t, coord, shape, axis, until, sides=None) -> dict:
         raise IRError(f"{t.name} has {rank} dimensions, too few for a tile of rank {len(shape)}")
     which = _tile_dims(t, widths, axis)
     flat_sides = [s if isinstance(s, tuple) else (s,) for s in shape]
-    found = [[b.side(s) for s in group] for group in flat_sides]
+    found = [[b.side(s, exact or sides is not None) for s in group] for group in flat_sides]
     numbers = sides or tuple(tuple(side for side, _ in group) for group in found)
     # A named side that is not a multiple of 16 has an end of its own, inside the rounded tile.
     own = (
@@ -74,44 +84,73 @@ def _place(t, coord, shape, axis, until, sides=None) -> dict:
         "sides": tuple(numbers),
         "limit": tuple(limits),
         "checks": tuple((True, True) for _ in coord),
+        **hint,
     }
+
+
+def _policy(policy: object) -> dict:
+    word = policy.lower() if isinstance(policy, str) else policy
+    if word is not None and word not in POLICIES:
+        names = ", ".join(map(repr, POLICIES))
+        raise IRError(f"cache policy {policy!r} is none of {names}")
+    return {} if word in (None, "normal") else {"policy": word}
 
 
 def _dims(t) -> str:
     return " ".join(str(d) for d in t.shape)
 
 
-def _tile_dims(t, widths: list[int], axis: int | None) -> list[tuple[int, ...]]:
+def _tile_dims(t, widths: list[int], axis) -> list[tuple[int, ...]]:
     """Which tensor dimensions each tile axis covers: the last ones, or rows from ``axis``."""
     rank = len(t.shape)
     if not widths:
         return []
     if axis is None:
-        first = rank - sum(widths)
-        out = []
-        for w in widths:
-            out.append(tuple(range(first, first + w)))
-            first += w
-        return out
-    axis = axis % rank
-    rows = tuple(range(axis, axis + widths[0]))
-    if len(widths) == 1:
-        return [rows]
-    cols = tuple(range(rank - widths[1], rank))
-    if set(rows) & set(cols):
-        raise IRError(f"axis {axis} of {t.name} is its column axis already")
-    return [rows, cols]
+        firsts = [rank - sum(widths[k:]) for k in range(len(widths))]
+    else:
+        firsts = list(axis) if isinstance(axis, tuple) else [axis, -1][: len(widths)]
+        if len(firsts) != len(widths):
+            raise IRError(
+                f"axis={axis} names {len(firsts)} axes of {t.name}, and the tile has {len(widths)}",
+                "axis=(rows, columns) for a tile, axis=d for a vector",
+            )
+        for f in firsts:
+            if not isinstance(f, int) or isinstance(f, bool) or not -rank <= f < rank:
+                raise IRError(f"{t.name} has {rank} dimensions ({_dims(t)}) and no axis {f!r}")
+        if not isinstance(axis, tuple) and len(widths) == 2:  # columns end with the tensor
+            firsts[1] = rank - widths[1]
+        firsts = [f % rank for f in firsts]
+    out = [tuple(range(f, f + w)) for f, w in zip(firsts, widths, strict=True)]
+    if any(dims[-1] >= rank for dims in out):
+        raise IRError(f"axis={axis} of {t.name}: too few dimensions follow it for that side")
+    if len(out) == 2 and set(out[0]) & set(out[1]):
+        raise IRError(f"axis {firsts[0]} of {t.name} is its column axis already")
+    return out
 
 
 @verb
-def load(t, coord, shape=(), *, axis: int | None = None, until=None, dtype: DType | None = None):
+def load(
+    t,
+    coord,
+    shape=(),
+    *,
+    axis: int | tuple[int, int] | None = None,
+    until=None,
+    dtype: DType | None = None,
+    policy: str | None = None,
+    layout: str | None = None,
+):
     """A tile of tensor ``t`` at ``coord``; a vector for one side, a scalar for none.
 
     Coordinates of the tile's own axes count tiles, of the others elements; ``tk.at(e)`` counts
     elements everywhere. The tile covers the last dimensions, or rows along ``axis`` and columns
-    along the last. A side may be a tuple: then several dimensions are flattened into one axis.
-    ``until`` (in elements) ends the first axis before the tensor does. An integer scalar can be
-    used in coordinates, ranges and masks.
+    along the last, or ``axis=(rows, columns)``. A side may be a tuple: then several dimensions
+    are flattened into one axis. ``until`` (in elements) ends the first axis before the tensor
+    does. An integer scalar can be used in coordinates, ranges and masks.
+
+    Hints that change no number: ``policy`` "evict_first" or "evict_last" tells a GPU's cache how
+    soon the data may go (a CPU takes no notice); ``layout`` as in ``tk.zeros``, with "naive" for
+    a vector of any length, whose coordinate counts vectors of that length.
     """
     b, t = current(), tensor(t)
     if t.param.role == "out":
@@ -121,7 +160,8 @@ def load(t, coord, shape=(), *, axis: int | None = None, until=None, dtype: DTyp
     shape = shape if isinstance(shape, tuple) else (shape,)
     if len(shape) > 2:
         raise IRError(f"a tile has at most two sides, not {len(shape)}")
-    op = b.emit("load", attrs=_place(t, coord, shape, axis, until))
+    exact = naive(layout, len(shape))
+    op = b.emit("load", attrs=_place(t, coord, shape, axis, until, policy=policy, exact=exact))
     value = op.result
     if not shape and t.dtype in (i32, i64):
         low, high = _value_range(t, op.attrs["start"])
@@ -148,7 +188,7 @@ def _value_range(t, start) -> tuple[Expr | None, Expr | None]:
     return low, high
 
 
-def _store(kind: str, t, x, coord, axis, until) -> None:
+def _store(kind: str, t, x, coord, axis, until, policy=None) -> None:
     b, t = current(), tensor(t)
     if not isinstance(x, Value):
         x = b.value(x, t.dtype)
@@ -161,21 +201,75 @@ def _store(kind: str, t, x, coord, axis, until) -> None:
             f"round it as you mean it: tk.cast(x, tk.{t.dtype})",
         )
     if x.type.rank == 0:
-        b.emit(kind, [x], _place(t, coord, (), axis, None))
+        b.emit(kind, [x], _place(t, coord, (), None, None, policy=policy))
         return
-    b.emit(kind, [x], _place(t, coord, shape, axis, until, sides))
+    b.emit(kind, [x], _place(t, coord, shape, axis, until, sides, policy))
 
 
 @verb
-def store(t, x, coord, *, axis: int | None = None, until=None):
-    """Writes the live elements of ``x`` that lie inside ``t``, converted to its dtype."""
-    _store("store", t, x, coord, axis, until)
+def store(
+    t,
+    x,
+    coord,
+    *,
+    axis: int | tuple[int, int] | None = None,
+    until=None,
+    policy: str | None = None,
+):
+    """Writes the live elements of ``x`` that lie inside ``t``, converted to its dtype.
+
+    ``axis``, ``until`` and ``policy`` as for ``tk.load``.
+    """
+    _store("store", t, x, coord, axis, until, policy)
 
 
 @verb
-def store_add(t, x, coord, *, axis: int | None = None, until=None):
-    """Adds ``x`` to ``t`` atomically (f32, i32, i64). The order of additions is not fixed."""
+def store_add(t, x, coord, *, axis: int | tuple[int, int] | None = None, until=None):
+    """Adds ``x`` to ``t`` atomically (f32, i32, i64).
+
+    The order of additions is not fixed: sums of f32 may differ in their last bits from run to
+    run, sums of integers do not.
+    """
     _store("store_add", t, x, coord, axis, until)
+
+
+def _store_extreme(kind: str, t, x, coord, axis, until) -> None:
+    t = tensor(t)
+    if isinstance(x, Value) and x.type.dtype.is_float:
+        # What an atomic makes of a NaN depends on its sign: here it changes nothing.
+        b, none = current(), math.inf if kind == "store_min" else -math.inf
+        x = b.map("where", b.map("ne", x, x), none, x)
+    _store(kind, t, x, coord, axis, until)
+
+
+@verb
+def store_min(t, x, coord, *, axis: int | tuple[int, int] | None = None, until=None):
+    """Replaces elements of ``t`` by those of ``x`` that are smaller, atomically (f32, i32, i64).
+
+    ``t`` is a tk.InOut. The result does not depend on the order. A NaN in ``x`` is ignored, one
+    in ``t`` stays or goes.
+    """
+    _store_extreme("store_min", t, x, coord, axis, until)
+
+
+@verb
+def store_max(t, x, coord, *, axis: int | tuple[int, int] | None = None, until=None):
+    """Replaces elements of ``t`` by those of ``x`` that are larger; see ``tk.store_min``."""
+    _store_extreme("store_max", t, x, coord, axis, until)
+
+
+@verb
+def prefetch(t, coord, shape=(), *, axis: int | tuple[int, int] | None = None, policy=None):
+    """Says that the tile at ``coord`` will be loaded soon. Checked like a load; does nothing.
+
+    Triton has no such instruction on any target: on GPUs its own pipeline fetches the tiles of a
+    loop ahead (``num_stages``), on CPUs the hardware does.
+    """
+    b, t = current(), tensor(t)
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    if len(shape) > 2:
+        raise IRError(f"a tile has at most two sides, not {len(shape)}")
+    build(b.fn, "load", [], _place(t, coord, shape, axis, None, policy=policy))
 
 
 def _rows_place(t, coord, cols, row_axis: int) -> dict:

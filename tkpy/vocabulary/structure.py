@@ -6,15 +6,25 @@ from codegen.expr import as_int
 from codegen.ir import Value
 from codegen.ops.base import IRError, says
 from tkpy.builder import At, current, what
+from tkpy.vocabulary.create import naive
 from tkpy.vocabulary.verb import verb
 
-__all__ = ["concat", "fill_dead", "row_outer", "subtile", "transpose"]
+__all__ = ["concat", "fill_dead", "row_outer", "subtile", "swap_layout", "transpose"]
 
 
 @verb
 def transpose(x):
     """The CxR tile of an RxC one."""
     return current().op("transpose", [x])
+
+
+@verb
+def swap_layout(x, layout: str | None = None):
+    """``x`` itself: layouts are the compiler's. ``layout`` is checked as in ``tk.zeros``."""
+    if not isinstance(x, Value) or not x.type.rank:
+        raise IRError(f"{what(x)} has no layout")
+    naive(layout, x.type.rank)
+    return x
 
 
 @verb
