@@ -30,6 +30,8 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "attention": (("attention",), 60, 190),
     "BASED, chunked": (("based",), 50, 68),
     "BASED, one token": (("based_decode",), None, None),
+    "linear attention": (("linear_attention",), None, None),
+    "Mamba-2": (("mamba2",), None, None),
     "layernorm and rmsnorm": (("layernorm", "rmsnorm"), 35, 112),
     "rotary": (("rotary",), 20, 77),
     "short convolution": (("short_conv",), 30, 131),

@@ -78,3 +78,25 @@ def test_no_kernel_spills_on_hopper(name, sizes, constants):
 @pytest.mark.slow
 def test_based_with_its_whole_state_hardly_spills():
     assert of("based", "sm_90", {"F": 16, "V": 64}, STATE).spills <= 16
+
+
+STATEFUL = {"state": True, "new_state": True}
+
+
+@pytest.mark.parametrize(
+    "target, unit", [("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")]
+)
+@pytest.mark.parametrize(
+    "name, sizes, constants, spills",
+    [
+        ("linear_attention", {"F": 64, "V": 64}, STATEFUL, 16),
+        ("mamba2", {"S": 64, "P": 64}, STATEFUL, 64),
+    ],
+    ids=str,
+)
+@pytest.mark.slow
+def test_newer_kernels_use_matrix_units(name, sizes, constants, spills, target, unit):
+    r = of(name, target, sizes, constants)
+    assert r.instructions[unit] > 0
+    assert r.occupancy > 0
+    assert r.spills <= spills or target == "gfx942"

@@ -27,6 +27,17 @@ def based(n, f, v, **more):
     return "based", (q, k, val), {**{f"new_{name}": True for name in STATE}, **more}
 
 
+def decayed(n, f, v, **more):
+    given = (*(made(1, 2, n, d, seed=s) for s, d in enumerate((f, f, v))), torch.tensor([0.0, 0.3]))
+    return "linear_attention", given, {"new_state": True, **more}
+
+
+def mamba2(n, s, p, g=1, **more):
+    a = torch.zeros(1, 2, n) - torch.arange(n) % 5
+    x, b, c = (made(1, h, n, d, seed=k) for k, (h, d) in enumerate(((2, p), (g, s), (g, s))))
+    return "mamba2", (x, a, b, c), {"new_state": True, **more}
+
+
 CLASSES = torch.arange(17) * 2
 
 CASES = {
@@ -66,6 +77,10 @@ CASES = {
         {"lse": True, "causal": True, "rows": 48, "cols": 16},
     ),
     "attention, window": ("attention", heads(50, 30, 5), {"lse": True, "window": 7, "cols": 16}),
+    "linear_attention": decayed(41, 5, 23, chunk=16, cols=16),
+    "linear_attention with state": decayed(70, 40, 23, state=made(1, 2, 40, 23, seed=4)),
+    "mamba2": mamba2(41, 5, 23, chunk=16, cols=16),
+    "mamba2 with state": mamba2(70, 40, 23, g=2, state=made(1, 2, 40, 23, seed=4)),
     "based": based(41, 5, 23, chunk=16, cols=16),
     "based with state": based(20, 16, 33, **state(1, 2, 16, 33)),
     "based of one chunk": based(3, 1, 1),
@@ -81,14 +96,16 @@ CASES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dead_elements_do_not_matter(case, dtype):
     name, args, keywords = CASES[case]
-    if dtype is torch.bfloat16:
-        args = [x.to(dtype) if x.is_floating_point() else x for x in args]
-        keep = set(STATE)  # the state is fp32 whatever the inputs
-        keywords = {
-            n: x.to(dtype) if isinstance(x, torch.Tensor) and n not in keep else x
-            for n, x in keywords.items()
-        }
     kernel = zoo.kernels()[name]
+    if dtype is torch.bfloat16:
+        keywords = dict(zip([p.name for p in kernel.binder.positional], args)) | keywords  # noqa: B905
+        args = ()
+        for n, x in keywords.items():
+            # What the signature says is fp32, as a state, stays so.
+            if isinstance(x, torch.Tensor) and isinstance(
+                kernel.signature.parameter(n).spec.dtype, str
+            ):
+                keywords[n] = x.to(dtype)
     wanted = {p.name for p in kernel.signature.outputs if p.spec.optional} - set(keywords)
     with strict():
         want = outputs(kernel, *args, **keywords, **dict.fromkeys(wanted, False))

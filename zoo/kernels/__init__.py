@@ -20,6 +20,8 @@ _MODULES = {
     "rotary": "rotary",
     "short_conv": "short_conv",
     "attention": "attention",
+    "linear_attention": "linear_attention",
+    "mamba2": "mamba2",
     "based": "based",
     "based_decode": "based",
 }
