@@ -492,7 +492,7 @@ class Printer:
 
     def _poison(self, value: Value, name: str) -> None:
         junk = {"float": float("nan"), "int": 1234567, "bool": True}[value.type.dtype.kind]
-        if value.type.dtype.name in ("i8", "u8"):
+        if value.type.dtype.kind == "int" and value.type.dtype.bits < 32:
             junk = 77
         fill = self.literal(junk, value.type.dtype)
         self.line(f"{name} = tl.where({self.live_mask(value.type)}, {name}, {fill})")

@@ -15,8 +15,9 @@ import numpy as np
 import sympy
 
 from codegen.expr import Boolean, Expr, Symbol
-from codegen.ir import Axis, DType, Function, Op, Region, Type, Value
+from codegen.ir import Axis, DType, Function, Op, Region, Type, Value, bool_
 from codegen.ops import TABLE
+from codegen.ops.elementwise import integers
 from codegen.ops.mask import COL, ROW
 
 
@@ -81,6 +82,8 @@ class _Program:
         if value.type.axes:
             # A value may be used where a smaller live extent is expected.
             x = np.asarray(x)[tuple(slice(n) for n in self.shape(value.type))]
+            if value.type.dtype.kind == "int":
+                x = x.astype(integers(value.type.dtype))  # wraps
         self.values[value] = x
         if value.symbol is not None:
             self.symbols[value.symbol] = int(x)  # type: ignore
@@ -177,6 +180,13 @@ class _Program:
             elif v.type.rank:
                 x = x[tuple(slice(n) for n in shape)]
             arrays.append(x)
+        dtype = op.result.type.dtype
+        if dtype == bool_:
+            dtype = max((v.type for v in op.operands), key=lambda t: t.rank).dtype
+        if dtype.kind == "int" and any(v.type.rank for v in op.operands):
+            # A shift's count and a condition have types of their own.
+            skip = {"shl": 1, "shr": 1, "where": 0}.get(op.kind)
+            arrays = [x if k == skip else x.astype(integers(dtype)) for k, x in enumerate(arrays)]
         meaning = TABLE[op.kind].numpy
         assert meaning is not None
         with np.errstate(all="ignore"):
@@ -227,6 +237,8 @@ class _Program:
         arrays = [np.asarray(self.values[v]) for v in op.operands]
         a = arrays[0].T if op.attrs["ta"] else arrays[0]
         b = arrays[1].T if op.attrs["tb"] else arrays[1]
+        if a.dtype.kind in "iu":
+            a, b = a.astype(np.int64), b.astype(np.int64)
         inner = min(a.shape[1], b.shape[0])  # live where both are
         out = a[:, :inner] @ b[:inner]
         if len(arrays) == 3:
@@ -332,7 +344,9 @@ class _Program:
 
 
 def _numpy(dtype: DType):
-    return {"float": np.float64, "int": np.int64, "bool": np.bool_}[dtype.kind]
+    if dtype.kind == "int":
+        return integers(dtype)
+    return {"float": np.float64, "bool": np.bool_}[dtype.kind]
 
 
 DTYPE = DType("f32", "float32", 32, "float")

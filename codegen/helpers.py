@@ -25,6 +25,35 @@ def floormod(a, b):
     r = a % b
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 """,
+    "shl": """@triton.jit
+def shl(x, n, bits: tl.constexpr):
+    # What machines and LLVM leave open is settled: bits leave the word one by one.
+    return tl.where((n >= 0) & (n < bits), x << (n & (bits - 1)).to(x.dtype), 0)
+""",
+    "shr": """@triton.jit
+def shr(x, n, bits: tl.constexpr):
+    # Arithmetic for signed types, logical for unsigned ones, as Triton's own >>.
+    inside = (n >= 0) & (n < bits)
+    return tl.where(inside, x >> (n & (bits - 1)).to(x.dtype), tl.where(x < 0, -1, 0).to(x.dtype))
+""",
+    "mulhi": """@triton.jit
+def mulhi(a, b):
+    # The high half of a signed product, from that of the same bits read as unsigned.
+    high = tl.umulhi(a, b)
+    return high - tl.where(a < 0, b, 0) - tl.where(b < 0, a, 0)
+""",
+    "round_even": """@triton.jit
+def round_even(x):
+    # Adding 2^23 makes the adder round to an integer, ties to even; from there on all are integers.
+    size = tl.abs(x)
+    near = tl.where(size < 8388608.0, (size + 8388608.0) - 8388608.0, size)
+    sign = x.to(tl.int32, bitcast=True) & -2147483648
+    return (near.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
+""",
+    "truncate": """@triton.jit
+def truncate(x):
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+""",
     "product": """@triton.jit
 def _times(a, b):
     return a * b

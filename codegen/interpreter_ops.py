@@ -207,6 +207,17 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     create_icmpSGT = create_icmpUGT = _compare(np.greater)
     create_icmpSGE = create_icmpUGE = _compare(np.greater_equal)
 
+    def get_all_ones_value(self, type: Any) -> Any:
+        # -1 is out of bounds for numpy's unsigned types (stock: OverflowError).
+        return TensorHandle(np.full(1, -1, np.int64).astype(_np_dtype(type)), type.scalar)
+
+    def create_umulhi(self, a: Any, b: Any) -> Any:
+        """Operands are bits, whatever their type says (stock: a signed product's high half)."""
+        size = a.data.itemsize
+        x, y = (h.data.astype(f"u{size}").astype(np.uint64) for h in (a, b))
+        high = x * y >> np.uint64(32) if size < 8 else x.astype(object) * y >> 64
+        return TensorHandle(high.astype(f"u{size}").astype(a.data.dtype), a.dtype.scalar)
+
     def create_ashr(self, a: Any, b: Any) -> Any:
         signed = f"i{a.data.itemsize}"
         return TensorHandle(a.data.view(signed) >> b.data.view(signed), a.dtype.scalar)

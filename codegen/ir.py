@@ -65,11 +65,13 @@ i64 = DType("i64", "int64", 64, "int")
 i32 = DType("i32", "int32", 32, "int")
 i16 = DType("i16", "int16", 16, "int")
 i8 = DType("i8", "int8", 8, "int")
+u64 = DType("u64", "uint64", 64, "int")
+u32 = DType("u32", "uint32", 32, "int")
 u8 = DType("u8", "uint8", 8, "int")
 bool_ = DType("bool", "int1", 1, "bool")
 index = DType("index", "int32", 32, "int")  # a run-time integer that index expressions name
 
-DTYPES = {d.name: d for d in (f32, bf16, f16, i64, i32, i16, i8, u8, bool_, index)}
+DTYPES = {d.name: d for d in (f32, bf16, f16, i64, i32, i16, i8, u64, u32, u8, bool_, index)}
 
 
 def next_power_of_two(n: int) -> int:

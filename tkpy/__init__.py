@@ -24,6 +24,8 @@ from codegen.ir import i16 as i16
 from codegen.ir import i32 as i32
 from codegen.ir import i64 as i64
 from codegen.ir import u8 as u8
+from codegen.ir import u32 as u32
+from codegen.ir import u64 as u64
 from tkpy.errors import CallError as CallError
 from tkpy.errors import CompileError as CompileError
 from tkpy.errors import TkError as TkError

@@ -104,7 +104,21 @@ class Builder:
             picks = [v for v in operands[1:] if isinstance(v, Value)]
             picks.sort(key=lambda v: -v.type.rank)
             wanted = picks[0].type.dtype if picks else f32
+        for v in operands:
+            self._fits(v, wanted, like)
         return self.op(kind, [self.value(v, wanted) for v in operands])
+
+    def _fits(self, x: object, dtype: DType, like: Value | None) -> None:
+        """Refuses a number that the integers of a tile do not hold: it would wrap."""
+        if like is None or not like.type.rank or dtype.kind != "int" or not is_index(x):
+            return
+        number = as_int(self.norm(x))
+        low, high = dtype.limits
+        if number is not None and not low <= number <= high:
+            raise IRError(
+                f"{number} is no {dtype}: {_what(like)} holds {low} to {high}",
+                "convert the tile first, for example with tk.cast(x, tk.i64)",
+            )
 
     def value(self, x: object, like: DType = f32) -> Value:
         """``x`` as an IR value: a Python number becomes a literal, an index expression a scalar."""

@@ -313,6 +313,8 @@ TORCH_NAMES = {
     "i32": "int32",
     "i16": "int16",
     "i8": "int8",
+    "u64": "uint64",
+    "u32": "uint32",
     "u8": "uint8",
     "bool": "bool",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.ir import Axis, DType, Function, Op, Type, Value, bool_
+from codegen.ir import Axis, DType, Function, Op, Type, Value, bool_, index
 from codegen.ops.base import ADD, AND, ATOM, CMP, LOWEST, MUL, OR, UNARY, IRError, OpDef, Text, says
 
 
@@ -96,6 +96,14 @@ def common_dtype(operands: list[Value]) -> DType:
                 "convert the tile with tk.cast(x, tk.f32)",
             )
     return first.type.dtype
+
+
+def integers(dtype: DType) -> type[np.generic]:
+    """The numpy type in which arithmetic on ``dtype`` wraps as on the machine.
+
+    Numbers that index expressions know have no width of their own.
+    """
+    return np.int64 if dtype == index else np.dtype(dtype.triton).type
 
 
 def _infer(fn: Function, op: Op, result: str, allowed: str) -> list[Type]:
@@ -218,6 +226,11 @@ ROWS = [
     _row(
         "relu", "call:tl.maximum({0}, 0.0, tl.PropagateNan.ALL)", ATOM, lambda x: np.maximum(x, 0)
     ),
+    _row("floor", "call:tl.floor({0})", ATOM, np.floor),
+    _row("ceil", "call:tl.ceil({0})", ATOM, np.ceil),
+    _row("round", "call:round_even({0})", ATOM, np.round),
+    _row("trunc", "call:truncate({0})", ATOM, np.trunc),
+    _row("div_rn", "call:tl.div_rn({0}, {1})", ATOM, np.divide),
     _row("neg", "op:-{0}", UNARY, np.negative, "fi"),
     _row("invert", "op:~{0}", UNARY, np.invert, "ib"),
     _row("add", "op:{0} + {1}", ADD, np.add, "fi"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from codegen.ir import Function, Op, Region, Value
 from codegen.ops import TABLE
+from codegen.ops.elementwise import integers
 from codegen.rewrite import build, replace_uses
 
 
@@ -56,16 +57,19 @@ def _literal(fn: Function, op: Op) -> Op | None:
             if dtype.bits == 16 and value not in (0.0, 1.0, float("inf"), float("-inf")):
                 return None  # rounding is the machine's business
         elif dtype.kind == "int" and np.isfinite(numbers[0]):
-            value = int(numbers[0])
+            value = int(numbers[0]) % 2**dtype.bits  # wraps
+            value -= 2**dtype.bits if value > dtype.limits[1] else 0
         else:
             return None
     elif definition.elementwise and definition.numpy and op.operands and None not in numbers:
         dtype = op.operands[-1].type.dtype
         if dtype.is_float and dtype.bits == 16:
             return None
-        kind = {"float": np.float32, "int": np.int64, "bool": np.bool_}[dtype.kind]
+        kind: type[np.generic] = np.float32 if dtype.is_float else np.bool_
+        if dtype.kind == "int":
+            kind = integers(dtype)
         with np.errstate(all="ignore"):
-            value = definition.numpy(*[kind(n) for n in numbers])
+            value = definition.numpy(*[np.array(n).astype(kind) for n in numbers])
         out = op.result.type.dtype.kind
         value = {"float": float, "int": int, "bool": bool}[out](value)
     else:

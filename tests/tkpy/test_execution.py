@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import verbs_numbers  # noqa: F401  adds to CASES
 from verbs import CASES
 
 import tkpy as tk

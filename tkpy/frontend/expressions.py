@@ -281,8 +281,6 @@ class Expressions(Core):
                     out = self.b.map("mul", out, a)
                 return out
             raise IRError(f"the power {what(b)} is not known", "tk.exp2(y * tk.log2(x))")
-        if kind in ("shl", "shr"):
-            raise IRError("shifts of tiles are not part of the language yet")
         # c + a @ b accumulates in the product itself.
         for x, y in ((a, b), (b, a)):
             if (

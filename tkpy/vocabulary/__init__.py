@@ -6,6 +6,7 @@ from tkpy.vocabulary.maps import *  # noqa: F403
 from tkpy.vocabulary.masks import *  # noqa: F403
 from tkpy.vocabulary.memory import *  # noqa: F403
 from tkpy.vocabulary.mma import *  # noqa: F403
+from tkpy.vocabulary.numbers import *  # noqa: F403
 from tkpy.vocabulary.reduce import *  # noqa: F403
 from tkpy.vocabulary.structure import *  # noqa: F403
 from tkpy.vocabulary.verb import VERBS as VERBS
