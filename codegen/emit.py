@@ -603,7 +603,7 @@ class Printer:
             self._rebind(carried, body)
         self.scopes[-1].lines += head + inner.lines
         for arg in body.args:
-            del self.names[arg]
+            self.names.pop(arg, None)  # a loop inside may have taken it over
         for result, name in zip(op.results, carried, strict=True):
             self.names[result] = name
             if result.symbol is not None:

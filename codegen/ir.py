@@ -16,6 +16,7 @@ from typing import Any
 import sympy
 
 from codegen.expr import Boolean, Expr, Facts, Max, Min, Symbol, as_int, text
+from codegen.schedule import Schedule
 
 # --------------------------------------------------------------------------------------------
 # Types
@@ -265,6 +266,7 @@ class Op:
     results: list[Value] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     loc: Loc = field(default_factory=Loc)
+    hook: str = ""  # the template's hook that it came from
 
     @property
     def result(self) -> Value:
@@ -340,6 +342,8 @@ class Function:
     ``dims`` names the run-time dimensions; ``grid`` has (program symbol, count) pairs in the
     author's order; ``facts`` holds the ranges of all symbols that are not values. ``wide``:
     offsets may pass 2^31. ``aligned``: every stride but the innermost is a multiple of 16.
+    ``tasked``: the grid counts tasks, which persistent programs may walk over; ``pipelined``: a
+    loop is a template's; ``schedule``: how a GPU runs it, None for one program a task.
     """
 
     name: str
@@ -350,6 +354,9 @@ class Function:
     facts: Facts = field(default_factory=Facts)
     wide: bool = False
     aligned: bool = False
+    tasked: bool = False
+    pipelined: bool = False
+    schedule: Schedule | None = None
     loc: Loc = field(default_factory=Loc)
 
     def param(self, name: str) -> Param:

@@ -129,6 +129,7 @@ def clone(region: Region, fn: Function, suffix: str) -> Region:
                 [],
                 [copy_region(g) for g in op.regions],
                 op.loc,
+                op.hook,
             )
             new.results = [copy_value(v, new) for v in op.results]
             out.ops.append(new)

@@ -35,6 +35,8 @@ from tkpy.kernel import kernel as kernel
 from tkpy.signature import Global as Global
 from tkpy.signature import InOut as InOut
 from tkpy.signature import Out as Out
+from tkpy.template.decorators import lcf as lcf
+from tkpy.template.decorators import lcsf as lcsf
 from tkpy.vocabulary import *  # noqa: F403
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import sympy
 
@@ -27,6 +28,7 @@ from codegen.ir import (
 from codegen.ops.base import IRError
 from codegen.rewrite import build
 from tkpy.errors import NeedStatic
+from tkpy.template.knobs import Template
 
 _CURRENT: ContextVar[Builder] = ContextVar("tkpy_builder")
 
@@ -84,6 +86,8 @@ class Builder:
     symbols: set[str] = field(default_factory=set)
     stored: set[str] = field(default_factory=set)
     loop_vars: list[Symbol] = field(default_factory=list)
+    template: Template | None = None
+    walker: Any = None  # what walks the kernel, for verbs that call its functions
 
     # -- operations -----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.replay import Replay
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
+from tkpy.template.knobs import Template
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Kernel:
         signature: the parsed signature.
         fn: the author's function.
         num_warps, num_stages: how Triton launches it on a GPU.
+        template: the knobs of ``tk.lcf`` or ``tk.lcsf``, or None.
         reference_fn: what ``@kernel.reference`` registered, or None.
     """
 
@@ -43,12 +45,14 @@ class Kernel:
         where: tuple[str, ...] = (),
         num_warps: int = 4,
         num_stages: int = 3,
+        template: Template | None = None,
     ):
         functools.update_wrapper(self, fn)
         self.fn, self.name = fn, fn.__name__
         self.where = where
         self.signature: Signature = read_signature(fn, where)
         self.num_warps, self.num_stages = num_warps, num_stages
+        self.template = template
         self.reference_fn: Callable | None = None
         self.reference_options: dict[str, object] = {}
         self.binder = Binder(self.signature)
@@ -200,10 +204,11 @@ class Kernel:
 
     def lower(self, key: VariantKey, **options) -> Lowered:
         """Front end, passes and emission for ``key``, without any cache."""
-        return lower(self.fn, self.signature, key, self.num_warps, self.num_stages, **options)
+        warps, stages = self.num_warps, self.num_stages
+        return lower(self.fn, self.signature, key, warps, stages, self.template, **options)
 
     def find_static(self, key: VariantKey, sizes: dict[str, int]) -> frozenset[str]:
-        return find_static(self.fn, self.signature, key, sizes)
+        return find_static(self.fn, self.signature, key, sizes, self.template)
 
 
 def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

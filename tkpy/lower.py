@@ -19,6 +19,7 @@ from tkpy.builder import _CURRENT, Builder, TensorRef
 from tkpy.errors import CompileError, NeedStatic, TkError
 from tkpy.frontend import Source, Walker
 from tkpy.signature import ConstSpec, ScalarSpec, Signature, TensorSpec
+from tkpy.template.knobs import Template
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,18 @@ class Lowered:
     stages: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find_static(fn: Callable, signature: Signature, key: VariantKey, sizes: dict[str, int]):
+def find_static(
+    fn: Callable,
+    signature: Signature,
+    key: VariantKey,
+    sizes: dict[str, int],
+    template: Template | None = None,
+):
     """The names of dimensions that are tile sides, found by lowering until none is missing."""
     static: dict[str, int] = dict(key.static)
     while True:
         try:
-            _walk(fn, signature, _with_static(key, static))
+            _walk(fn, signature, _with_static(key, static), template)
             return frozenset(static)
         except NeedStatic as need:
             fresh = need.names - set(static)
@@ -75,6 +82,7 @@ def lower(
     key: VariantKey,
     num_warps: int = 4,
     num_stages: int = 3,
+    template: Template | None = None,
     poison: bool = False,
     watch: Callable[[str, Function], None] | None = None,
 ) -> Lowered:
@@ -83,7 +91,7 @@ def lower(
     Raises:
         CompileError: if the kernel is not legal for these dtypes, constants and sizes.
     """
-    ir, walker = _walk(fn, signature, key)
+    ir, walker = _walk(fn, signature, key, template)
     if watch:
         watch("frontend", ir)
     optimise(ir, poison, watch)
@@ -92,7 +100,9 @@ def lower(
     return Lowered(ir, emitted, module_source(ir, emitted, num_warps, num_stages), walker)
 
 
-def _walk(fn: Callable, signature: Signature, key: VariantKey) -> tuple[Function, Walker]:
+def _walk(
+    fn: Callable, signature: Signature, key: VariantKey, template: Template | None = None
+) -> tuple[Function, Walker]:
     static = dict(key.static)
     signature = signature.settled(dict(key.constants))
     subs = {sym(n): sympy.Integer(v) for n, v in static.items()}
@@ -128,6 +138,7 @@ def _walk(fn: Callable, signature: Signature, key: VariantKey) -> tuple[Function
     source = Source.of(fn)
     ir.loc = source.loc(source.tree)
     builder.loc = ir.loc
+    builder.template = template
     _bind_scalars(signature, key, builder, arguments)
     walker = Walker(builder)
     token = _CURRENT.set(builder)
@@ -157,6 +168,11 @@ def _bind_scalars(signature: Signature, key: VariantKey, b: Builder, arguments: 
 
 def _finish(signature: Signature, b: Builder, source: Source) -> None:
     b.emit("yield", [])
+    if b.template is not None and not b.fn.pipelined:
+        raise IRError(
+            f"a tk.{b.template.kind} kernel runs no hooks",
+            "tk.run(count, setup, load, compute, ...) at its end",
+        )
     if not b.fn.grid:
         raise IRError("the kernel has no grid", 'i = tk.grid(tk.cdiv("N", rows)) at its top')
     for p in b.fn.params:

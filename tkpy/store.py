@@ -105,7 +105,7 @@ class VariantStore:
             text,
             self.kernel.fn.__code__.co_filename,
             repr(self.kernel.where),
-            repr((self.kernel.num_warps, self.kernel.num_stages)),
+            repr((self.kernel.num_warps, self.kernel.num_stages, self.kernel.template)),
             repr(
                 (
                     key.constants,

@@ -54,7 +54,7 @@ def _split(fn: Function, op: Op, facts: Facts, whole: Region) -> list[Op]:
     # The first loop may end before it starts and then runs not at all, which keeps its bound
     # simple enough for proofs; the second one must not start before the author's.
     begin = middle if facts.less_equal(start, middle) else Max(start, middle)
-    rest = Op("for", [], {**op.attrs, "start": begin, "num_stages": 1}, [], [], op.loc)
+    rest = Op("for", [], {**op.attrs, "start": begin, "num_stages": 1}, [], [], op.loc, op.hook)
     rest.regions = [clone(body, fn, "rest")]
     rest.results = op.results
     for v in rest.results:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 from tkpy.frontend.calls import Calls
 from tkpy.frontend.expressions import Expressions
+from tkpy.frontend.hooks import Hooks
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
 from tkpy.frontend.statements import Statements
 
 __all__ = ["Inlined", "Source", "Walker"]
 
 
-class Walker(Statements, Expressions, Calls):
+class Walker(Statements, Expressions, Calls, Hooks):
     """Walks one kernel. ``globals_read`` collects what the result depends on, for the cache."""
 
     def run(self, fn: Callable, arguments: dict[str, object]) -> object:

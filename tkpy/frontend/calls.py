@@ -13,6 +13,7 @@ from codegen.ops.base import IRError
 from tkpy.builder import TensorRef, is_condition, what
 from tkpy.frontend.core import Core
 from tkpy.frontend.expressions import Local
+from tkpy.frontend.hooks import Hook
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
 from tkpy.frontend.syntax import closest, hashable
 from tkpy.vocabulary.verb import VERBS, Verb
@@ -38,6 +39,8 @@ class Calls(Core):
             return self._call_verb(node, function, args, kwargs)
         if isinstance(function, Inlined):
             return self._inline(node, function, args, kwargs)
+        if isinstance(function, Hook):
+            return self.call_hook(node, function, tuple(args), kwargs)
         if isinstance(function, type) and issubclass(function, DType):
             raise self.error(node, "a dtype is not constructed; use tk.cast")
         if isinstance(function, DType):

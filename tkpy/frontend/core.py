@@ -26,9 +26,11 @@ class Core:
 
     def __init__(self, builder: Builder):
         self.b = builder
+        builder.walker = self
         self.globals_read: dict[tuple[str, str], object] = {}
         self.inlined: list[Inlined] = []
         self.stack: list[Inlined] = []
+        self.calling: list[object] = []  # functions of the kernel that are being walked
 
     def error(self, node: ast.AST, message: str, fix: str = "", verb: str = "") -> CompileError:
         text = message + (f"\n  fix: {fix}" if fix else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+from collections.abc import Callable
 
 from codegen.expr import Boolean, is_index
 from codegen.ir import Region, Type, Value
@@ -247,6 +248,22 @@ class Statements(Core):
             for n in assigned(node.body)
             if n in self.f.env and not isinstance(self.f.env[n], Undefined) and n != node.target.id
         ]
+        self.loop_over(node, many, node.target.id, updated, lambda: self.block(node.body), {})
+
+    def loop_over(
+        self,
+        node: ast.AST,
+        many: TileRange,
+        index: str,
+        updated: list[str],
+        body: Callable[[], None],
+        attrs: dict[str, object],
+    ) -> None:
+        """A ``for`` over ``many`` that carries those of ``updated`` that ``body`` changes.
+
+        ``body`` walks one trip: it finds the trip's number under the name ``index`` and leaves
+        what it carries on in the frame. ``attrs`` are further attributes of the operation.
+        """
         before = dict(self.f.env)
         state = (
             len(self.b.regions[-1].ops),
@@ -262,13 +279,14 @@ class Statements(Core):
             self.b.stored, self.b.symbols = set(state[1]), set(state[2])
             self.b.fn.facts.ranges = dict(state[3])
             self.f.env = dict(before)
-            outcome = self._loop_once(node, many, changed, types, first=attempt == 0)
+            first = attempt == 0
+            outcome = self._loop_once(node, many, index, body, attrs, changed, types, first)
             if outcome is True:
                 return
             changed = outcome
         raise self.error(node, "the types of the values carried round this loop do not settle")
 
-    def _loop_once(self, node, many, carried, types, first):
+    def _loop_once(self, node, many, name, walk, extra, carried, types, first):
         """One attempt. Returns True when done, else the names to carry in the next attempt."""
         before = dict(self.f.env)
         inits = {n: self._initial(node, n, before[n]) for n in carried}
@@ -283,13 +301,13 @@ class Statements(Core):
             arg = Value(types[n], n)
             region.args.append(arg)
             self.f.env[n] = self._from_value(n, arg)
-        index = self.b.new_symbol(node.target.id, many.start, many.stop - 1)
-        self.f.env[node.target.id] = index
+        index = self.b.new_symbol(name, many.start, many.stop - 1)
+        self.f.env[name] = index
         self.b.regions.append(region)
         self.f.conditional += 1
         self.b.loop_vars.append(index)
         try:
-            self.block(node.body)
+            walk()
         finally:
             self.f.conditional -= 1
             self.b.regions.pop()
@@ -319,22 +337,23 @@ class Statements(Core):
         self.guard(node, "for", lambda: self.b.emit("yield", region_outs))
         self.b.regions.pop()
         ins = [self._oriented(None, inits[n], types[n]) for n in carried]
-        attrs = {"index": index, "start": self.b.norm(many.start), "stop": self.b.norm(many.stop)}
+        ends = {"start": self.b.norm(many.start), "stop": self.b.norm(many.stop)}
+        attrs = {"index": index, **ends, **extra}
         op = self.guard(node, "for", lambda: self.b.emit("for", ins, attrs, [region]))
-        for name in after:
-            if name not in before:
-                after[name] = Undefined(
-                    f"{name} is only assigned inside the loop in line "
+        for new in after:
+            if new not in before:
+                after[new] = Undefined(
+                    f"{new} is only assigned inside the loop in line "
                     f"{self.f.source.loc(node).line}, which may run zero times"
                 )
         self.f.env = {**before, **{n: v for n, v in after.items() if n not in before}}
-        self.f.env[node.target.id] = Undefined(
-            f"{node.target.id} is the index of the loop in line {self.f.source.loc(node).line}, "
+        self.f.env[name] = Undefined(
+            f"{name} is the index of the loop in line {self.f.source.loc(node).line}, "
             "which may run zero times"
         )
-        for name, result in zip(carried, op.results, strict=True):
-            result.hint = name
-            self.f.env[name] = self._from_value(name, result)
+        for n, result in zip(carried, op.results, strict=True):
+            result.hint = n
+            self.f.env[n] = self._from_value(n, result)
         return True
 
     def _seen(self, arg: Value) -> object:

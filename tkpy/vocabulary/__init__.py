@@ -9,4 +9,5 @@ from tkpy.vocabulary.mma import *  # noqa: F403
 from tkpy.vocabulary.numbers import *  # noqa: F403
 from tkpy.vocabulary.reduce import *  # noqa: F403
 from tkpy.vocabulary.structure import *  # noqa: F403
+from tkpy.vocabulary.template import *  # noqa: F403
 from tkpy.vocabulary.verb import VERBS as VERBS

@@ -1,0 +1,1 @@
+"""Asynchronous templates: hooks over rings of stages, as in ThunderKittens, without semaphores."""
