@@ -69,7 +69,7 @@ def lcsf(
     super_m: int = 1,
     persistent: bool = True,
 ):
-    """Decorator: as ``tk.lcf``, and what compute returns beyond its state is stored every iteration.
+    """Decorator: ``tk.lcf`` that also stores, every iteration, what compute returns.
 
     ``output_stages`` is the depth of the output ring (OUTPUT_PIPE_STAGES), 1 to 16.
     """
