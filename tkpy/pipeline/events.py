@@ -45,7 +45,8 @@ class When:
         every, phase: iterations ``i`` with ``i % every == phase``.
         at: iteration ``at`` only (the first if ``at`` is 0).
         more: only where at least this many iterations follow (a prefetch of the next one: 1).
-        fewer: only in tasks of at most this many iterations (for prologues and epilogues).
+        fewer: only in tasks of at most this many iterations.
+        last: the last iteration only.
     """
 
     every: int = 1
@@ -53,6 +54,7 @@ class When:
     at: int | None = None
     more: int = 0
     fewer: int | None = None
+    last: bool = False
 
     def holds(self, i: int, iterations: int) -> bool:
         return (
@@ -60,6 +62,7 @@ class When:
             and (self.at is None or i == self.at)
             and iterations - 1 - i >= self.more * (self.more > 0)
             and (self.fewer is None or iterations <= self.fewer)
+            and (not self.last or i == iterations - 1)
         )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from tkpy.pipeline.events import (
     Arrive,
@@ -280,8 +280,10 @@ class Weaver:
                 "by": filled[0].by,
             }
             sem = f"{tile.name}.done"
-            self.parts["body"].insert(0, Wait(sem, 0, 1, when=When(at=at), **said))
-            self.parts["epilogue"].append(Wait(sem, 0, 1, when=When(fewer=at), **said))
+            # A task too short to reach the covered stages waits before its last fill: after it,
+            # this task's finish could complete the next phase, and one bit cannot tell them apart.
+            short = Wait(sem, 0, 1, when=When(fewer=at, last=True), **said)
+            self.parts["body"][:0] = [Wait(sem, 0, 1, when=When(at=at), **said), short]
 
 
 def _touches(event: Event, tile: Tile) -> bool:
