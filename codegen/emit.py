@@ -326,6 +326,8 @@ class Printer:
     def stride(self, param: str, d: int) -> str | None:
         """The text of a stride, or None where it is known to be one."""
         p = self.fn.param(param)
+        if p.pair and d >= len(p.dims) - 2 and (p.unit_inner or d == len(p.dims) - 1):
+            return "2" if d == len(p.dims) - 2 else None
         if d == len(p.dims) - 1 and p.unit_inner:
             return None
         return stride_name(p, d)

@@ -50,7 +50,7 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     used = set(emitted.arguments)
     needed = {s for s in fn.dims if s.name in used}
     needed |= {s for _, count in fn.grid for s in count.free_symbols if s in set(fn.dims)}
-    lines = []
+    lines = complex_views(tensors)
     sources = dimension_sources(tensors)
     for s in fn.dims:
         if s in needed:
@@ -85,11 +85,27 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     return f"def launch({head}):\n    {body}\n"
 
 
+def complex_views(params: Sequence[Param]) -> list[str]:
+    """Lines that turn complex tensors into real ones over the same memory."""
+    lines = []
+    for p in params:
+        if p.pair and p.role == "in":
+            lines.append(f"{p.name} = torch.view_as_real({p.name}.resolve_conj())")
+        elif p.pair:
+            lines += [
+                f"if {p.name}.is_conj():",
+                f'    raise ValueError("{p.name} is a lazily conjugated view: .resolve_conj()")',
+                f"{p.name} = torch.view_as_real({p.name})",
+            ]
+    return lines
+
+
 def module_source(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:
     """A whole module: imports, helpers, the kernel and its launcher."""
     origin = f"{fn.loc.file.rsplit('/', 1)[-1]}:{fn.loc.line}" if fn.loc.line else "tile IR"
     return (
         f'"""{fn.name}, written by tkpy from {origin}."""\n\n'
-        "import triton\nimport triton.language as tl\n\n\n"
-        f"{emitted.source}\n\n{launcher(fn, emitted, num_warps, num_stages)}"
+        + ("import torch\n" if any(p.pair for p in fn.params) else "")
+        + "import triton\nimport triton.language as tl\n\n\n"
+        + f"{emitted.source}\n\n{launcher(fn, emitted, num_warps, num_stages)}"
     )

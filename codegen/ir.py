@@ -29,7 +29,7 @@ class DType:
     name: str
     triton: str
     bits: int
-    kind: str  # "float", "int", "bool"
+    kind: str  # "float", "int", "bool", "complex"
 
     def __repr__(self) -> str:
         return self.name
@@ -43,6 +43,15 @@ class DType:
     @property
     def is_float(self) -> bool:
         return self.kind == "float"
+
+    @property
+    def is_complex(self) -> bool:
+        return self.kind == "complex"
+
+    @property
+    def inexact(self) -> bool:
+        """True for floats and for pairs of them."""
+        return self.kind in ("float", "complex")
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -70,9 +79,11 @@ u64 = DType("u64", "uint64", 64, "int")
 u32 = DType("u32", "uint32", 32, "int")
 u8 = DType("u8", "uint8", 8, "int")
 bool_ = DType("bool", "int1", 1, "bool")
+#: Of tensors only: in tiles a complex number is two of f32, bf16 or f16.
+c64 = DType("c64", "complex64", 64, "complex")
 index = DType("index", "int32", 32, "int")  # a run-time integer that index expressions name
 
-DTYPES = {d.name: d for d in (f32, bf16, f16, i64, i32, i16, i8, u64, u32, u8, bool_, index)}
+DTYPES = {d.name: d for d in (f32, bf16, f16, i64, i32, i16, i8, u64, u32, u8, bool_, c64, index)}
 
 
 def next_power_of_two(n: int) -> int:
@@ -310,7 +321,8 @@ class Param:
     """A kernel parameter.
 
     ``role`` is "in", "out" or "inout" for tensors, "scalar" for run-time numbers. ``dims`` are
-    the tensor's sizes as expressions of named dimensions, outermost first.
+    the tensor's sizes as expressions of named dimensions, outermost first. ``pair``: a complex
+    tensor, whose last dimension holds the real and the imaginary part, next to each other.
     """
 
     name: str
@@ -320,6 +332,7 @@ class Param:
     unit_inner: bool = True
     zeroed: bool = False
     labels: tuple[str, ...] = ()
+    pair: bool = False
 
     def label(self, d: int) -> str:
         """What the author calls dimension ``d``, even where its size is a constant here."""
@@ -328,6 +341,7 @@ class Param:
     def __str__(self) -> str:
         sizes = " ".join(text(d).replace(" ", "") for d in self.dims)
         flags = ("" if self.unit_inner else " strided") + (" zeroed" if self.zeroed else "")
+        flags += " pair" if self.pair else ""
         return (
             f"{self.name}: {self.role} {self.dtype}"
             + (f"[{sizes}]" if self.role != "scalar" else "")

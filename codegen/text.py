@@ -105,6 +105,7 @@ def _param(p: Param) -> str:
     dims = " ".join(_expr(d) for d in p.dims)
     labels = f" as {' '.join(x.replace(' ', '') for x in p.labels)}" if p.labels else ""
     flags = ("" if p.unit_inner else " strided") + (" zeroed" if p.zeroed else "")
+    flags += " pair" if p.pair else ""
     shape = f"[{dims}{labels}]" if p.role != "scalar" else ""
     return f"{p.name}: {p.role} {p.dtype}{shape}{flags}"
 
@@ -252,6 +253,7 @@ class _Reader:
         p = Param(name, role, dtype, tuple(dims), labels=tuple(labels))
         p.unit_inner = not self.accept("strided")
         p.zeroed = self.accept("zeroed")
+        p.pair = self.accept("pair")
         return p
 
     def region(self) -> Region:

@@ -17,6 +17,7 @@ _check_siblings(_Path(__file__))
 import codegen.cpu as _cpu  # noqa: F401  in a checkout, this is what Triton knows the CPU by
 from codegen.ir import bf16 as bf16
 from codegen.ir import bool_ as bool_
+from codegen.ir import c64 as c64
 from codegen.ir import f16 as f16
 from codegen.ir import f32 as f32
 from codegen.ir import i8 as i8

@@ -20,6 +20,7 @@ from codegen.ir import (
     Type,
     Value,
     bool_,
+    c64,
     f32,
     factor,
     i32,
@@ -43,21 +44,55 @@ class TensorRef:
     """A tensor parameter as the kernel's body sees it: ``.dtype``, ``.shape``, ``.name``."""
 
     param: Param
+    part: int | None = None  # of a complex tensor: 0 its real numbers, 1 its imaginary ones
 
     @property
     def name(self) -> str:
         return self.param.name
 
     @property
+    def is_complex(self) -> bool:
+        return self.param.pair and self.part is None
+
+    @property
     def dtype(self) -> DType:
-        return self.param.dtype
+        return c64 if self.is_complex else self.param.dtype
 
     @property
     def shape(self) -> tuple[Expr, ...]:
-        return self.param.dims
+        return self.param.dims[:-1] if self.param.pair else self.param.dims
+
+    @property
+    def real(self) -> TensorRef:
+        return TensorRef(self.param, 0)
+
+    @property
+    def imag(self) -> TensorRef:
+        return TensorRef(self.param, 1)
 
     def __repr__(self) -> str:
         return f"tensor {self.param}"
+
+
+@dataclass(frozen=True, eq=False)
+class Complex:
+    """A complex tile, vector or scalar: two real values of one type."""
+
+    real: Value
+    imag: Value
+
+    @property
+    def parts(self) -> tuple[Value, Value]:
+        return self.real, self.imag
+
+    @property
+    def dtype(self) -> DType:
+        """That of each part."""
+        return self.real.type.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.real.type.shape
 
 
 @dataclass(frozen=True)
@@ -143,6 +178,10 @@ class Builder:
             return self.op("index", attrs={"expr": self.norm(x)})
         if isinstance(x, float):
             return self.op("const", attrs={"value": x, "dtype": f32})
+        if isinstance(x, Complex | complex):
+            raise IRError(
+                f"{_what(x)}: real numbers are wanted here", "use its .real and .imag, or tk.abs"
+            )
         raise IRError(f"{_what(x)} is not a tile, vector or number")
 
     def element(self, x: object, dtype: DType, what: str, fix: str = "") -> float | int | bool:
@@ -260,6 +299,8 @@ def known_dtype(dtype: object) -> DType:
 def _what(x: object) -> str:
     if isinstance(x, Value):
         return x.type.describe()
+    if isinstance(x, Complex):
+        return f"complex {x.real.type.describe()}"
     if isinstance(x, TensorRef):
         return f"the tensor {x.name} (load a tile of it first)"
     if isinstance(x, Type):

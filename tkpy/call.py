@@ -12,7 +12,7 @@ import torch
 
 from codegen.expr import Expr, Symbol, text
 from codegen.host import dimension_sources
-from codegen.ir import DTYPES, DType, Param
+from codegen.ir import DTYPES, DType, Param, c64
 from tkpy.errors import CallError
 from tkpy.signature import (
     FLOATS,
@@ -55,8 +55,10 @@ class Call:
 
     @property
     def aligned(self) -> bool:
-        """True if every stride but the innermost is a multiple of 16 elements."""
-        return all(s % 16 == 0 for _, strides in self._extents() for s in strides[:-1])
+        """True if the innermost stride is one and every other a multiple of 16 elements."""
+        return self.unit and all(
+            s % 16 == 0 for _, strides in self._extents() for s in strides[:-1]
+        )
 
     @property
     def wide(self) -> bool:
@@ -68,12 +70,17 @@ class Call:
         )
 
     def _extents(self) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
-        """Shape and strides of every tensor, those outputs included that are yet to be made."""
+        """Shape and strides of every tensor, those outputs included that are yet to be made.
+
+        Those of complex tensors in real elements.
+        """
         for t in self.tensors.values():
-            yield t.shape, t.stride()
-        for name, shape in self.shapes.items():
-            if name not in self.tensors:
-                yield shape, _contiguous(shape)
+            yield t.shape, [2 * s for s in t.stride()] if t.is_complex() else t.stride()
+        for p in self.wanted:
+            if p.name not in self.tensors:
+                shape = self.shapes[p.name]
+                strides = _contiguous(shape)
+                yield shape, [2 * s for s in strides] if p.spec.dtype == c64 else strides
 
 
 def _span(shape: Sequence[int], strides: Sequence[int]) -> int:

@@ -253,6 +253,7 @@ class _Function:
         return lines
 
     def _layouts(self) -> list[str]:
+        twice = "(1 + t.is_complex()) * " if "c64" in self.dtypes.values() else ""
         names = ", ".join(p.name for p in self.tensors)
         flat = any(not p.spec.dims for p in self.tensors)  # type: ignore[union-attr]
         unit = "t.shape[-1] <= 1 or t.stride(-1) == 1"
@@ -261,7 +262,7 @@ class _Function:
             f"    assert t.device == {self.inputs[0].name}.device, t.device",
             f"    assert {'t.dim() == 0 or ' if flat else ''}{unit}, "
             '"the innermost stride must be 1"',
-            "    span = sum((n - 1) * s for n, s in zip(t.shape, t.stride()) if n > 1)",
+            f"    span = {twice}sum((n - 1) * s for n, s in zip(t.shape, t.stride()) if n > 1)",
             '    assert span < 2**31 - 2**16, "compiled for 32-bit offsets"',
         ]
 

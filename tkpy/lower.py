@@ -10,7 +10,7 @@ import sympy
 from codegen.emit import Emitted, emit
 from codegen.expr import Expr, FloorDiv, Symbol, parse, sym
 from codegen.host import module_source
-from codegen.ir import DTYPES, DType, Function, Param, Region
+from codegen.ir import DTYPES, DType, Function, Param, Region, f32
 from codegen.ops.base import IRError
 from codegen.ops.mask import COL, ROW
 from codegen.passes import optimise
@@ -126,6 +126,9 @@ def _walk(
             dims = tuple(d.subs(subs) for d in p.spec.dims)
             labels = tuple(str(d) for d in p.spec.dims)
             param = Param(p.name, p.spec.role, dtypes[p.name], dims, key.unit, labels=labels)
+            if param.dtype.is_complex:
+                param.dtype, param.pair = f32, True
+                param.dims, param.labels = (*dims, sympy.Integer(2)), (*labels, "2")
             arguments[p.name] = TensorRef(param)
         else:
             param = Param(p.name, "scalar", p.spec.dtype)

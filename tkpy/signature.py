@@ -317,6 +317,7 @@ TORCH_NAMES = {
     "u32": "uint32",
     "u8": "uint8",
     "bool": "bool",
+    "c64": "complex64",
 }
 
 

@@ -400,6 +400,115 @@ def _masks_make(sizes, generator, dtype):
 case(masks, _masks, _masks_make)
 
 
+# -- complex values ----------------------------------------------------------------------------
+
+
+@tk.kernel
+def complex_maps(
+    x: tk.Global["M N", tk.c64],
+    y: tk.Global["M N", tk.c64],
+    s: tk.Global["M N"],
+    v: tk.Global["N", tk.c64],
+    o: tk.Out["K M N", tk.c64],
+    t: tk.Out["N M", tk.c64],
+    size: tk.Out["L M N", tk.f32],
+    *,
+    rows: int = 16,
+):
+    i = tk.grid(tk.cdiv("M", rows))
+    a, b = tk.load(x, (i, 0), shape=(rows, "N")), tk.load(y, (i, 0), shape=(rows, "N"))
+    real = tk.load(s, (i, 0), shape=(rows, "N"), dtype=tk.f32)
+    r = tk.load(v, 0, shape="N")
+    c = tk.complex(tk.row_sum(real), 2)
+    results = (
+        a + b, a - b, a * b, -a, tk.conj(a), a + real, real - a, a * real, a + (1 - 2j), 2j * a,
+        a * r, tk.mul_row(a, c), tk.add_col(a, r), tk.sub_row(a, tk.row_sum(real)), a**2,
+        tk.where(real > 0, a, b), tk.tril(a, 1), tk.complex(a.imag, a.real), tk.row_vec(r) * c, a + r,
+        tk.fma_AxBtC(a, b, 1j), tk.zeros(rows, "N", dtype=tk.c64) + 3, tk.copy(a), real * 1j,
+        tk.cumsum(a, 1), tk.fill_dead(a, 5j), a - tk.ones(rows, "N", dtype=tk.c64),
+        tk.full((rows, "N"), 2 - 1j, tk.c64), tk.where(a == b, a, 1j) + tk.real(b) + tk.imag(b),
+    )  # fmt: skip
+    for k, e in enumerate(results):
+        tk.store(o, e, (k, i, 0))
+    tk.store(t, a.T, (0, i))
+    tk.store(size, tk.cast(a != b, tk.f32), (0, i, 0))
+    tk.store(size, a.real * 2 + b.imag, (1, i, 0))
+    tk.store(size, tk.broadcast_row(tk.row_sum(a).imag, "N"), (2, i, 0))
+
+
+def _complex_maps(x, y, s, v, rows=16):
+    x, y, v, s = x.to(torch.complex128), y.to(torch.complex128), v.to(torch.complex128), s.double()
+    c = s.sum(1, keepdim=True) + 2j
+    n = x.shape[1]
+    results = [
+        x + y, x - y, x * y, -x, x.conj(), x + s, s - x, x * s, x + (1 - 2j), 2j * x, x * v, x * c,
+        x + v, x - s.sum(1, keepdim=True), x * x, torch.where(s > 0, x, y),
+        torch.cat([p.tril(1) for p in x.split(rows)]), x.imag + 1j * x.real, v * c, x + v,
+        x * y + 1j, torch.full_like(x, 3), x, s * 1j, x.cumsum(1), x, x - 1,
+        torch.full_like(x, 2 - 1j), torch.where(x == y, x, 1j) + y.real + y.imag,
+    ]  # fmt: skip
+    sizes = [(x != y).double(), x.real * 2 + y.imag, x.imag.sum(1, keepdim=True).expand(-1, n)]
+    return torch.stack(results), x.T, torch.stack(sizes)
+
+
+def complex_tile(*shape, generator):
+    parts = torch.randint(-3, 4, (2, *shape), generator=generator).float()
+    return torch.complex(parts[0], parts[1])
+
+
+def _complex_maps_make(sizes, generator, dtype):
+    m, n = sizes["M"], 17 if sizes["K"] % 2 else 32  # each is compiled for
+    x, y, v = (complex_tile(*d, generator=generator) for d in ((m, n), (m, n), (n,)))
+    s = torch.randint(-3, 4, (m, n), generator=generator).to(dtype)
+    outs = {"o": torch.empty(29, m, n, dtype=torch.complex64), "size": torch.empty(3, m, n)}
+    return [x, y, s, v], outs
+
+
+case(complex_maps, _complex_maps, _complex_maps_make, limits={"N": 1}, dtypes=(torch.float32,))
+
+
+@tk.kernel
+def complex_products(
+    a: tk.Global["M K", tk.c64],
+    b: tk.Global["K N", tk.c64],
+    r: tk.Global["K N"],
+    o: tk.Out["P M N", tk.c64],
+    *,
+    step: Literal[16, 48] = 16,
+):
+    i, j = tk.grid(tk.cdiv("M", 32), tk.cdiv("N", 16))
+    ab, abt = tk.zeros(32, 16, dtype=tk.c64), tk.zeros(32, 16, dtype=tk.c64)
+    atb, atbt = tk.ones(32, 16, dtype=tk.c64), tk.zeros(32, 16, dtype=tk.c64)
+    short, half = ab, ab
+    for k in tk.range(tk.cdiv("K", step)):
+        x, y = tk.load(a, (i, k), shape=(32, step)), tk.load(b, (k, j), shape=(step, 16))
+        z = tk.load(r, (k, j), shape=(step, 16), dtype=tk.f32)
+        ab = tk.mma_AB(x, y, ab)
+        abt += tk.mm_ABt(x, y.T)
+        atb = tk.mma_AtB(x.T, y, atb)
+        atbt = atbt + tk.mm_AtBt(tk.transpose(x), y.T)
+        short = tk.mma_AB(tk.cast(x, tk.bf16), y.to(tk.bf16), short)
+        half += x @ z
+    for k, t in enumerate((ab, abt, atb, atbt, short, half)):
+        tk.store(o, t, (k, i, j))
+
+
+def _complex_products(a, b, r, step=16):
+    a, b = a.to(torch.complex128), b.to(torch.complex128)
+    ab = a @ b
+    return torch.stack([ab, ab, ab + 1, ab, ab, a @ r.to(torch.complex128)])
+
+
+def _complex_products_make(sizes, generator, dtype):
+    m, k, n = sizes["M"], sizes["K"], sizes["N"]
+    a, b = complex_tile(m, k, generator=generator), complex_tile(k, n, generator=generator)
+    r = torch.randint(-3, 4, (k, n), generator=generator).to(dtype)
+    return [a, b, r], {"o": torch.empty(6, m, n, dtype=torch.complex64)}
+
+
+case(complex_products, _complex_products, _complex_products_make, dtypes=(torch.float32,))
+
+
 # -- products ----------------------------------------------------------------------------------
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from codegen.expr import Expr, Max, Min, as_int
 from codegen.ir import DType, Value
 from codegen.ops.base import IRError
-from tkpy.builder import TensorRef, is_condition, what
+from tkpy.builder import Complex, TensorRef, is_condition, what
 from tkpy.frontend.core import Core
 from tkpy.frontend.expressions import Local
 from tkpy.frontend.hooks import Hook
 from tkpy.frontend.source import Frame, Inlined, Return, Source, outer_names
 from tkpy.frontend.syntax import closest, hashable
+from tkpy.vocabulary.complex_tiles import FORMS, is_complex
 from tkpy.vocabulary.verb import VERBS, Verb
 
 _MAX_INLINE = 32
@@ -46,7 +47,9 @@ class Calls(Core):
         if isinstance(function, DType):
             if len(args) != 1:
                 raise self.error(node, f"tk.{function}(x) converts one value")
-            return self.guard(node, "cast", lambda: VERBS["cast"].lower(args[0], function))
+            cast = FORMS["cast"] if any(map(is_complex, (args[0], function))) else None
+            cast = cast or VERBS["cast"].lower
+            return self.guard(node, "cast", lambda: cast(args[0], function))
         handler = _BUILTINS.get(function) if hashable(function) else None
         if handler is not None:
             return self.guard(node, function.__name__, lambda: handler(self, args, kwargs))
@@ -99,7 +102,19 @@ class Calls(Core):
                 else f"tk.{function.__name__}{inspect.signature(function.lower)}",
                 function.__name__,
             ) from None
-        return self.guard(node, function.__name__, lambda: function.lower(*args, **kwargs))
+        lower = function.lower
+        if any(map(is_complex, (*args, *kwargs.values()))):
+            if function.__name__ in FORMS:
+                lower = FORMS[function.__name__]
+            else:
+                given = next(a for a in (*args, *kwargs.values()) if is_complex(a))
+                raise self.error(
+                    node,
+                    f"{what(given)}: tk.{function.__name__} takes real numbers",
+                    "take .real, .imag or tk.abs of it first",
+                    function.__name__,
+                )
+        return self.guard(node, function.__name__, lambda: lower(*args, **kwargs))
 
     def _callable(self, node, x: object) -> object:
         """An inlined function that is handed to a verb, as something the verb can call."""
@@ -120,7 +135,9 @@ class Calls(Core):
         caller = self.f
         self.inlined.append(function)
         self.stack.append(function)
-        self.f = Frame(source, dict(bound.arguments), outer_names(function.fn), caller.depth + 1)
+        self.f = Frame(source, {}, outer_names(function.fn), caller.depth + 1)
+        for k, v in bound.arguments.items():
+            self.assign(k, v)
         targets, self.b.targets = self.b.targets, []
         try:
             self.block(source.tree.body)
@@ -167,6 +184,8 @@ def _range(walker, args, kwargs):
 
 
 def _abs(walker, args, kwargs):
+    if isinstance(args[0], Complex):
+        return FORMS["abs"](args[0])
     return abs(args[0]) if not isinstance(args[0], Value) else walker.b.map("abs", args[0])
 
 

@@ -17,6 +17,7 @@ class Core:
 
     if TYPE_CHECKING:  # the parts call each other
         eval: Callable[..., Any]
+        assign: Callable[..., None]
         bind: Callable[..., None]
         block: Callable[..., None]
         binary: Callable[..., Any]

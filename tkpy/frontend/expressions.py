@@ -12,10 +12,10 @@ import sympy
 from codegen.expr import And, Expr, Not, Or, as_int, is_index
 from codegen.ir import DType, Value, f32
 from codegen.ops.base import IRError
-from tkpy.builder import TensorRef, is_condition, what
+from tkpy.builder import Complex, TensorRef, is_condition, what
 from tkpy.errors import NeedStatic
 from tkpy.frontend.core import Core
-from tkpy.frontend.source import Undefined
+from tkpy.frontend.source import PARTS, Undefined
 from tkpy.frontend.syntax import (
     COMPARISONS,
     INSTEAD,
@@ -26,6 +26,7 @@ from tkpy.frontend.syntax import (
     sign_of,
     words,
 )
+from tkpy.vocabulary.complex_tiles import FORMS
 from tkpy.vocabulary.structure import part
 from tkpy.vocabulary.verb import VERBS
 
@@ -41,6 +42,12 @@ class Local:
 
     def __call__(self, *args, **kwargs):
         return self.call(*args, **kwargs)
+
+
+def _is_complex(a: object, b: object) -> bool:
+    """True if an operation of two objects is one of complex tiles."""
+    tiles = isinstance(a, Value | Complex) or isinstance(b, Value | Complex)
+    return tiles and (isinstance(a, Complex | complex) or isinstance(b, Complex | complex))
 
 
 class Expressions(Core):
@@ -69,6 +76,8 @@ class Expressions(Core):
                     f"{name} is used before it is defined here: {value.why}",
                     f"assign {name} before, on every way to this line",
                 )
+            if value is PARTS:
+                return Complex(self.f.env[f"{name}.real"], self.f.env[f"{name}.imag"])  # type: ignore
             return value
         if name in self.f.outer:
             value = self.f.outer[name]
@@ -119,10 +128,12 @@ class Expressions(Core):
     def on_Attribute(self, node: ast.Attribute) -> object:
         base = self.eval(node.value)
         name = node.attr
-        if isinstance(base, Value):
+        if isinstance(base, Value | Complex):
             return self._tile_attribute(node, base, name)
         if isinstance(base, TensorRef | DType):
             if name in ("dtype", "shape", "name", "bits", "is_float"):
+                return getattr(base, name)
+            if name in ("real", "imag") and getattr(base, "is_complex", False):
                 return getattr(base, name)
             raise self.error(
                 node,
@@ -140,7 +151,20 @@ class Expressions(Core):
                 node, f"{where} has no {name}", f"did you mean {hint}?" if hint else ""
             ) from None
 
-    def _tile_attribute(self, node, base: Value, name: str) -> object:
+    def _tile_attribute(self, node, base: Value | Complex, name: str) -> object:
+        if isinstance(base, Complex):
+            if name in ("real", "imag", "dtype", "shape"):
+                return getattr(base, name)
+            if name == "T":
+                return self.guard(node, "transpose", lambda: FORMS["transpose"](base))
+            form = FORMS.get("cast" if name == "to" else name)
+            if form is not None and name in ("to", "conj", "abs", "exp", "transpose"):
+                return Local(lambda *a, **k: form(base, *a, **k))
+            raise self.error(
+                node,
+                f"{what(base)} has no attribute {name}",
+                "complex tiles have .real, .imag, .dtype, .shape, .T, .conj(), .to(dtype)",
+            )
         if name == "dtype":
             return base.type.dtype
         if name == "shape":
@@ -161,6 +185,11 @@ class Expressions(Core):
         base = self.eval(node.value)
         if isinstance(base, Value):
             return self.guard(node, "subtile", lambda: self._slice(node, base))
+        if isinstance(base, Complex):
+            halves = (
+                self.guard(node, "subtile", lambda v=v: self._slice(node, v)) for v in base.parts
+            )
+            return Complex(*halves)
         key = self.eval(node.slice)
         number = as_int(self.b.norm(key)) if is_index(key) else None
         key = number if number is not None else key
@@ -205,6 +234,8 @@ class Expressions(Core):
 
     def binary(self, node: ast.AST, op: ast.operator, a: object, b: object) -> object:
         kind, plain = OPERATORS[type(op)]
+        if _is_complex(a, b):
+            return self.guard(node, sign(op), lambda: self._complex_binary(kind, a, b))
         if isinstance(a, Value) or isinstance(b, Value):
             return self.guard(node, sign(op), lambda: self._tile_binary(node, kind, a, b))
         if is_index(a) and is_index(b):
@@ -227,6 +258,14 @@ class Expressions(Core):
             return plain(a, b)
         except Exception as e:
             raise self.error(node, f"{what(a)} {sign(op)} {what(b)}: {e}") from None
+
+    def _complex_binary(self, kind: str, a: object, b: object) -> Complex:
+        if kind == "pow" and b == 2:
+            kind, b = "mul", a
+        form = FORMS.get("mm_AB" if kind == "mma" else kind)
+        if form is None:
+            raise IRError(f"{what(a)} and {what(b)}: complex numbers have no {kind}")
+        return form(a, b)
 
     def _index_binary(self, node, kind, plain, a, b) -> object:
         fixed = (as_int(self.b.norm(a)), as_int(self.b.norm(b)))
@@ -308,6 +347,10 @@ class Expressions(Core):
             if is_condition(x):
                 return Not(x)
             return self.guard(node, "not", lambda: self.b.map("invert", x))
+        if isinstance(x, Complex) and isinstance(node.op, ast.USub | ast.UAdd):
+            return self.guard(node, "neg", lambda: FORMS["neg"](x)) if (
+                isinstance(node.op, ast.USub)
+            ) else x  # fmt: skip
         if isinstance(x, Value):
             kind = {ast.USub: "neg", ast.Invert: "invert"}.get(type(node.op))
             return x if kind is None else self.guard(node, kind, lambda: self.b.map(kind, x))
@@ -333,6 +376,10 @@ class Expressions(Core):
             inside = a in b  # type: ignore[operator]
             return inside if isinstance(op, ast.In) else not inside
         kind, plain, relation = COMPARISONS[type(op)]
+        if _is_complex(a, b):
+            if kind not in ("eq", "ne"):
+                raise self.error(node, "complex numbers have no order", "compare tk.abs(x)")
+            return self.guard(node, kind, lambda: FORMS[kind](a, b))
         if isinstance(a, Value) or isinstance(b, Value):
             return self.guard(node, kind, lambda: self.b.map(kind, a, b))
         if is_condition(a) or is_condition(b):
@@ -410,6 +457,8 @@ class Expressions(Core):
                     "tk.where picks by element; tk.max(x) > 0 asks for any",
                 )
             return None
+        if isinstance(x, Complex):
+            raise self.error(node, f"{what(x)} is not one truth value", "compare it: tk.abs(x) > 0")
         if isinstance(x, TensorRef):
             return True  # `if bias:` asks whether it was given
         if is_condition(x) and x not in (sympy.true, sympy.false):

@@ -67,6 +67,16 @@ class Undefined:
     why: str
 
 
+class _Parts:
+    def __repr__(self) -> str:
+        return "a complex value"
+
+
+#: What a name holds whose value is complex: its parts are under ``name.real``, ``name.imag``, so
+#: that branches and loops hand them on like any two names.
+PARTS = _Parts()
+
+
 class Return(Exception):
     def __init__(self, value: object):
         self.value = value

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from codegen.expr import Boolean, is_index
 from codegen.ir import Region, Type, Value
-from tkpy.builder import TileRange, what
+from tkpy.builder import Complex, TileRange, what
 from tkpy.frontend.core import Core
-from tkpy.frontend.source import Return, Undefined
+from tkpy.frontend.source import PARTS, Return, Undefined
 from tkpy.frontend.syntax import (
     INSTEAD,
     assigned,
@@ -78,7 +78,7 @@ class Statements(Core):
         if isinstance(target, ast.Name):
             if isinstance(value, Value) and not value.hint:
                 value.hint = target.id
-            self.f.env[target.id] = value
+            self.assign(target.id, value)
             return
         if isinstance(target, ast.Tuple | ast.List):
             if not isinstance(value, tuple | list) or len(value) != len(target.elts):
@@ -92,6 +92,15 @@ class Statements(Core):
             "tiles are values and are not assigned to in part",
             "use tk.where or tk.concat, or tk.store for global memory",
         )
+
+    def assign(self, name: str, value: object) -> None:
+        """``name`` holds ``value`` from here on; see ``PARTS``."""
+        if isinstance(value, Complex):
+            for part, v in zip(("real", "imag"), value.parts, strict=True):
+                v.hint = v.hint or f"{name}_{part}"
+                self.f.env[f"{name}.{part}"] = v
+            value = PARTS
+        self.f.env[name] = value
 
     def do_Return(self, node: ast.Return) -> None:
         if self.f.conditional:
@@ -142,9 +151,12 @@ class Statements(Core):
         self._merge(node, test, regions, envs, before)
 
     def _merge(self, node, test, regions, envs, before) -> None:
-        names = [
-            n for n in dict.fromkeys([*envs[0], *envs[1]]) if envs[0].get(n) is not envs[1].get(n)
-        ]
+        names = []
+        for n in dict.fromkeys([*envs[0], *envs[1]]):
+            if n in envs[0] and envs[0][n] is envs[1].get(n):
+                before[n] = envs[0][n]
+            else:
+                names.append(n)
         joined: list[str] = []
         for name in names:
             one, two = envs[0].get(name), envs[1].get(name)
@@ -191,7 +203,7 @@ class Statements(Core):
             ),
         )
         for name, result in zip(joined, op.results, strict=True):
-            result.hint = name
+            result.hint = name.replace(".", "_")
             before[name] = self._from_value(name, result)
 
     def _as_value(self, node: ast.AST, name: str, x: object) -> Value:
@@ -264,6 +276,7 @@ class Statements(Core):
         ``body`` walks one trip: it finds the trip's number under the name ``index`` and leaves
         what it carries on in the frame. ``attrs`` are further attributes of the operation.
         """
+        updated = [p for n in updated for p in self._with_parts(n)]
         before = dict(self.f.env)
         state = (
             len(self.b.regions[-1].ops),
@@ -286,6 +299,9 @@ class Statements(Core):
             changed = outcome
         raise self.error(node, "the types of the values carried round this loop do not settle")
 
+    def _with_parts(self, name: str) -> list[str]:
+        return [f"{name}.real", f"{name}.imag"] if self.f.env.get(name) is PARTS else [name]
+
     def _loop_once(self, node, many, name, walk, extra, carried, types, first):
         """One attempt. Returns True when done, else the names to carry in the next attempt."""
         before = dict(self.f.env)
@@ -298,7 +314,7 @@ class Statements(Core):
                     "?" if init.type.rank == 1 and init.type.orient is None else (init.type.orient)
                 )
                 types[n] = init.type.like(orient=orient)
-            arg = Value(types[n], n)
+            arg = Value(types[n], n.replace(".", "_"))
             region.args.append(arg)
             self.f.env[n] = self._from_value(n, arg)
         index = self.b.new_symbol(name, many.start, many.stop - 1)
@@ -313,6 +329,14 @@ class Statements(Core):
             self.b.regions.pop()
             self.b.loop_vars.pop()
         after = self.f.env
+        for n, value in before.items():
+            if (value is PARTS) != (after[n] is PARTS):
+                one, two = ("complex", "real")[:: 1 if value is PARTS else -1]
+                raise self.error(
+                    node,
+                    f"{n} enters the loop {one} and leaves it {two}",
+                    "a value carried round a loop keeps its type: start it with tk.complex(...)",
+                )
         really = [
             n
             for n, arg in zip(carried, region.args, strict=True)
@@ -352,7 +376,7 @@ class Statements(Core):
             "which may run zero times"
         )
         for n, result in zip(carried, op.results, strict=True):
-            result.hint = n
+            result.hint = n.replace(".", "_")
             self.f.env[n] = self._from_value(n, result)
         return True
 

@@ -54,7 +54,9 @@ def tensor(
     """
     generator = torch.Generator().manual_seed(seed)
     shape = tuple(shape)
-    if dtype.is_floating_point:
+    if dtype.is_complex:
+        made = torch.view_as_complex(_floats(kind, (*shape, 2), torch.float32, generator))
+    elif dtype.is_floating_point:
         made = _floats(kind, shape, dtype, generator)
         made = _bounded(made, low, high, dtype)
     elif dtype is torch.bool:
@@ -198,7 +200,8 @@ def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
 def _buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """Uninitialised memory of ``shape`` inside a larger buffer of guard values."""
     count = math.prod(shape)
-    guard = math.nan if like.dtype.is_floating_point else (3 if like.dtype != torch.bool else True)
+    real = like.dtype.is_floating_point or like.is_complex()
+    guard = math.nan if real else (3 if like.dtype != torch.bool else True)
     whole = torch.full((count + 2 * _GUARD,), guard, dtype=like.dtype)
     return whole[_GUARD : _GUARD + count].view(list(shape))
 

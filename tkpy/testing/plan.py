@@ -254,7 +254,7 @@ class Plan:
         integers = [
             p.name
             for p in self.signature.scalars
-            if not p.spec.dtype.is_float and self.given(setting, p)
+            if not p.spec.dtype.inexact and self.given(setting, p)
         ]
         dims = self._dims(setting)
         constraints = [Constraint.of(c) for c in self.signature.conditions]
@@ -310,14 +310,14 @@ class Plan:
                 if min(_shape(p.spec, k), default=0) < 0:
                     return False
                 r = resolve(domain, k, self.dtype_of(p.spec, setting))
-                return r.allows(_shape(p.spec, k), not self.dtype_of(p.spec, setting).is_float)
+                return r.allows(_shape(p.spec, k), not self.dtype_of(p.spec, setting).inexact)
 
             out.append(Constraint(names | used, room))
         return out
 
     def _integer(self, name: str, setting: Setting) -> bool:
         p = self.signature.parameter(name)
-        return not p.spec.dtype.is_float and self.given(setting, p)  # type: ignore[union-attr]
+        return not p.spec.dtype.inexact and self.given(setting, p)  # type: ignore[union-attr]
 
     def draw_sizes(self, setting: Setting, draw, static_pool: bool = False) -> dict[str, int]:
         """Sizes and integer scalars; ``draw(options, weights)`` picks one of a list."""

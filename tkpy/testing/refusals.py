@@ -105,7 +105,9 @@ def _structure(plan: Plan, args: dict[str, object], setting: Setting) -> Iterato
         yield Spoilt(f"one dimension too many in {p.name}", {**args, p.name: t[None]}, p.name)
         yield Spoilt(f"a list for {p.name}", {**args, p.name: [1.0]}, p.name)
         for dtype in _wrong_dtypes(plan, p, setting):
-            yield Spoilt(f"{dtype} for {p.name}", {**args, p.name: t.to(dtype)}, p.name)
+            assert isinstance(t, torch.Tensor)
+            other = (t.real if t.is_complex() else t).to(dtype)
+            yield Spoilt(f"{dtype} for {p.name}", {**args, p.name: other}, p.name)
         yield Spoilt(f"{p.name} on another device", {**args, p.name: t.to("meta")})
         for axis in _shared(plan, p, given, setting):
             longer = torch.cat([t, t.narrow(axis, 0, 1)], axis) if t.shape[axis] else None
@@ -130,7 +132,7 @@ def _structure(plan: Plan, args: dict[str, object], setting: Setting) -> Iterato
 
 
 def _wrong_dtypes(plan: Plan, p, setting: Setting) -> list[torch.dtype]:
-    out = [torch.float64, torch.int64 if plan.dtype_of(p.spec, setting).is_float else torch.float32]
+    out = [torch.float64, torch.int64 if plan.dtype_of(p.spec, setting).inexact else torch.float32]
     if isinstance(p.spec.dtype, DType):
         return [d for d in out if str(d).removeprefix("torch.") != p.spec.dtype.triton]
     same = [o for o in plan.signature.inputs if o.spec.dtype == p.spec.dtype]

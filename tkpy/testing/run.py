@@ -79,7 +79,8 @@ class Runner:
                 dtype = getattr(
                     torch, TORCH_NAMES[self.plan.dtype_of(p.spec, example.setting).name]
                 )
-                blank = float("nan") if dtype.is_floating_point else 85
+                real = dtype.is_floating_point or dtype.is_complex
+                blank = float("nan") if real else 85
                 blank = 0 if p.name in zeroed else blank
                 values = torch.full(_shape(p.spec, example.sizes), blank, dtype=dtype)
                 out[p.name] = laid_out(values, "padded" if example.guard else "offset")
@@ -184,7 +185,7 @@ class Runner:
                 return  # the reference has no answer for an empty input
             raise self._fail(example, f"the reference raised {e}") from e
         for name, (want, bound, spare) in expected.items():
-            out = got[name]
+            out = _in_parts(got[name])
             if out.shape != want.shape:
                 raise self._fail(
                     example,
@@ -197,6 +198,8 @@ class Runner:
 
     def expect(self, example: Example, inputs, names: list[str]):
         """For each output: expected values, bound (None: exact), and what is as good where."""
+        pairs = {n for n, t in inputs.items() if t is not None and t.is_complex()}
+        inputs = {n: _in_parts(t) if n in pairs else t for n, t in inputs.items()}
         doubles = {
             n: t.double() if t is not None and t.is_floating_point() else t
             for n, t in inputs.items()
@@ -214,6 +217,8 @@ class Runner:
             args = dict(fixed)
             for n, x in zip(moving, what, strict=True):
                 args[n] = x.item() if n in scalars else x.clone()
+                if n in pairs:
+                    args[n] = torch.view_as_complex(x.contiguous())
             args = {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in args.items()}
             return self._ask(fn, args)
 
@@ -228,10 +233,10 @@ class Runner:
             p = self._returned()[k]
             dtype = self.plan.dtype_of(p.spec, example.setting)
             want = outputs[position]
-            if not dtype.is_float:
+            if not dtype.inexact:
                 out[p.name] = (want, None, [])
                 continue
-            torch_dtype = getattr(torch, TORCH_NAMES[dtype.name])
+            torch_dtype = getattr(torch, TORCH_NAMES["f32" if dtype.is_complex else dtype.name])
             bound = self.model.bound(_double(want), terms[position], torch_dtype, given)
             out[p.name] = (_double(want), bound, spare[position] if spare else [])
         return out
@@ -318,7 +323,7 @@ class Runner:
                 f"{getattr(fn, '__name__', 'the reference')} of {self.plan.kernel.name} returned "
                 f"{len(made)} tensors; it returns {', '.join(names)}, whether asked for or not"
             )
-        return made
+        return [_in_parts(t) if isinstance(t, torch.Tensor) else t for t in made]
 
     # -- failures --------------------------------------------------------------------------
 
@@ -390,6 +395,11 @@ def poisoned(kernel: Kernel) -> Callable:
         return outputs[0] if len(outputs) == 1 else (outputs or None)
 
     return run
+
+
+def _in_parts(t: torch.Tensor) -> torch.Tensor:
+    """A complex tensor as a real one with a last dimension of two; others as they are."""
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def _odd(t: torch.Tensor) -> list[int]:

@@ -74,7 +74,7 @@ def example(plan: Plan, choices: Choices) -> Example:
 
 
 def _kinds(plan: Plan, p, setting: Setting) -> dict[str, float]:
-    if not plan.dtype_of(p.spec, setting).is_float:
+    if not plan.dtype_of(p.spec, setting).inexact:
         return _INTEGER_WEIGHTS
     allowed = plan.special is True or (plan.special is not False and p.name in plan.special)
     return {k: _KIND_WEIGHTS[k] for k in KINDS if allowed or k != "special"}

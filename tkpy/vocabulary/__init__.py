@@ -1,5 +1,6 @@
 """The verbs of the language, one module a family; ``tkpy`` exports them all."""
 
+from tkpy.vocabulary.complex_tiles import *  # noqa: F403
 from tkpy.vocabulary.create import *  # noqa: F403
 from tkpy.vocabulary.index import *  # noqa: F403
 from tkpy.vocabulary.maps import *  # noqa: F403

@@ -85,7 +85,15 @@ def _place(t, coord, shape, axis, until, sides=None, policy=None, exact=False) -
         "limit": tuple(limits),
         "checks": tuple((True, True) for _ in coord),
         **hint,
-    }
+    } | _half(t, start)
+
+
+def _half(t, start: list[Expr]) -> dict:
+    """What an access to one part of a complex tensor says of the dimension that holds both."""
+    if not t.param.pair:
+        return {}
+    checks = (*((True, True) for _ in start), (False, False))
+    return {"start": (*start, sympy.Integer(t.part)), "checks": checks}
 
 
 def _policy(policy: object) -> dict:
