@@ -33,6 +33,7 @@ from codegen.ops import TABLE
 from codegen.ops.base import ADD, ATOM, LOWEST, MUL, Text
 from codegen.ops.mask import COL, ROW
 from codegen.rewrite import uses_value
+from codegen.schedule import Schedule
 
 # Kinds whose result is worth a line of its own even when nobody named it: moving a load into a
 # later expression could carry it past a store.
@@ -418,6 +419,24 @@ class Printer:
             mask = f"tl.full({self.shape(type_)}, 1, tl.int1) & {mask}"
         return " + ".join(parts), mask
 
+    def described(self, op: Op, type_: Type) -> tuple[str, str]:
+        """The tensor descriptor of an access, made once, and the coordinates of its block."""
+        param = self.fn.param(op.attrs["param"])
+        dims = [which[0] for which in op.attrs["tile"]]
+        base, _ = self._base(op, set(dims))
+        ends = [
+            param.dims[d] if limit is None else limit
+            for d, limit in zip(dims, op.attrs["limit"], strict=True)
+        ]
+        shape = ", ".join(self.index(e) for e in ends)
+        strides = ", ".join(self.stride(param.name, d) or "1" for d in dims)
+        block = ", ".join(map(str, type_.block))
+        body = f"tl.make_tensor_descriptor({base}, [{shape}], [{strides}], [{block}])"
+        starts = [s for d, s in enumerate(op.attrs["start"]) if d not in dims]
+        symbols = {x for e in (*starts, *ends) for x in e.free_symbols}
+        name = self.share(("descriptor", body), f"{param.name}_desc", body, symbols)
+        return name, ", ".join(self.index(op.attrs["start"][d]) for d in dims)
+
     def access_rows(self, op: Op, rows: Value, type_: Type) -> tuple[str, str]:
         """Pointer and mask of rows chosen by an index vector."""
         param, d = self.fn.param(op.attrs["param"]), op.attrs["row_dim"]
@@ -597,6 +616,9 @@ class Printer:
         if stages == 1:
             self.line("# what is left: tiles at an edge or under a mask")
         word = f"tl.range({bounds}, num_stages={stages})" if stages else f"range({bounds})"
+        if self.fn.schedule is not None and "rings" in op.attrs and stages is None:
+            split = ", warp_specialize=True" if self.fn.schedule.specialise else ""
+            word = f"tl.range({bounds}, num_stages={self.fn.schedule.stages}{split})"
         head = [*self.comment(op.loc), f"for {self.symbol_names[symbol]} in {word}:"]
         inner_symbols = {symbol} | {a.symbol for a in body.args if a.symbol is not None}
         facts = trip_facts(op, self.scopes[-1].facts)
@@ -668,6 +690,11 @@ class Printer:
 
     def body(self) -> list[str]:
         root = self.scopes[0]
+        if self.fn.schedule is not None and (
+            self.fn.schedule.persistent or self.fn.schedule.super_m > 1
+        ):
+            self._tasks(self.fn.schedule)
+            return root.lines
         cast = ".to(tl.int64)" if self.fn.wide else ""
         # The last name of the grid varies fastest: neighbouring tiles run side by side.
         for k, (symbol, _) in enumerate(reversed(self.fn.grid)):
@@ -676,6 +703,54 @@ class Printer:
             root.lines.append(f"{self.symbol_names[symbol]} = tl.program_id({k}){cast}")
         self.region(self.fn.body)
         return root.lines
+
+    def _tasks(self, schedule: Schedule) -> None:
+        """The body of one task, in a loop over tasks where programs are persistent."""
+        root = self.scopes[0]
+        symbols = [s for s, _ in self.fn.grid]
+        counts = [
+            self.share(("tasks", k), f"tasks_{s.name}", self.index(count), count.free_symbols)
+            for k, (s, count) in enumerate(self.fn.grid)
+        ]
+        for s in symbols:
+            self.symbol_names[s] = self.fresh(s.name)
+        names = [self.symbol_names[s] for s in symbols]
+        task = self.fresh("task")
+        lines = self._place(schedule, task, names, counts)
+        if self.fn.wide:
+            lines += [f"{n} = {n}.to(tl.int64)" for n in names]
+        if not schedule.persistent:
+            root.lines += [f"{task} = tl.program_id(0)", *lines]
+            root.symbols |= set(symbols)
+            self.region(self.fn.body)
+            return
+        with self.scope(symbols, self.fn.facts) as inner:
+            inner.lines += lines
+            self.region(self.fn.body)
+        total = " * ".join(counts)
+        root.lines.append(f"for {task} in tl.range(tl.program_id(0), {total}, tl.num_programs(0)):")
+        root.lines += inner.lines
+
+    def _place(
+        self, schedule: Schedule, task: str, names: list[str], counts: list[str]
+    ) -> list[str]:
+        """Lines that tell where a task lies: the last two counts in groups of ``super_m`` rows."""
+        if len(names) == 1:
+            return [f"{names[0]} = {task}"]
+        lines = []
+        if len(names) == 3:
+            lines.append(f"{names[0]} = {task} // ({counts[1]} * {counts[2]})")
+        row, column, rows, columns = *names[-2:], *counts[-2:]
+        within = f"{task} % ({rows} * {columns})" if len(names) == 3 else task
+        if schedule.super_m == 1:
+            within = f"({within})" if len(names) == 3 else within
+            lines.append(f"{column} = {within} % {columns}")
+            lines.append(f"{row} = {within} // {columns}")
+        else:
+            self.helper("raster")
+            call = f"raster({within}, {rows}, {columns}, {schedule.super_m})"
+            lines.append(f"{row}, {column} = {call}")
+        return lines
 
 
 def wrapped(line: str, width: int = 96) -> list[str]:

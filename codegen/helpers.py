@@ -1,6 +1,14 @@
 """Small Triton functions that emitted kernels may call; a module carries the ones it uses."""
 
 SOURCES = {
+    "raster": """@triton.jit
+def raster(task, rows, columns, group: tl.constexpr):
+    # Down groups of so many rows, column after column: neighbours share operands in L2.
+    first = task // (group * columns) * group
+    height = min(rows - first, group)
+    within = task % (group * columns)
+    return first + within % height, within // height
+""",
     "tanh": """@triton.jit
 def tanh(x):
     # Odd polynomial near zero, where 1 - exp(-2|x|) would cancel; the quotient elsewhere.

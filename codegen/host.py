@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from codegen.emit import ALIGNMENT, Emitted, aligned_name, filled, stride_name
 from codegen.expr import Expr, Symbol, text
 from codegen.ir import Function, Param
+from codegen.schedule import Schedule
 
 
 def dimension_sources(params: Sequence[Param]) -> dict[Symbol, tuple[str, int, Expr]]:
@@ -45,6 +46,9 @@ def solve_text(s: Symbol, size: Expr, value: str) -> str:
 
 def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:
     """Source of ``launch(tensors..., scalars...)``, which reads sizes and starts the grid."""
+    schedule = fn.schedule
+    if schedule is not None:
+        num_warps, num_stages = schedule.warps, schedule.stages
     tensors = [p for p in fn.params if p.role != "scalar"]
     scalars = [p.name for p in fn.params if p.role == "scalar"]
     used = set(emitted.arguments)
@@ -57,6 +61,8 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
             tensor, axis, size = sources[s]
             lines.append(f"{s.name} = {solve_text(s, size, f'{tensor}.shape[{axis}]')}")
     counts = [text(count) for _, count in reversed(fn.grid)] or ["1"]
+    if schedule is not None:
+        counts = _scheduled(schedule, tensors[0].name, counts, lines)
     grid = "(" + ", ".join(counts) + ("," if len(counts) == 1 else "") + ")"
     lines += [f"grid = {grid}", "if min(grid) <= 0:", "    return"]
     if len(counts) > 1:
@@ -100,12 +106,42 @@ def complex_views(params: Sequence[Param]) -> list[str]:
     return lines
 
 
+def _scheduled(schedule: Schedule, first: str, counts: list[str], lines: list[str]) -> list[str]:
+    """The grid of a schedule; ``lines`` grows by what the launcher does for it.
+
+    ``first`` is a tensor, and ``counts`` what the tasks number along each axis.
+    """
+    if schedule.described:
+        memory = f"lambda size, _, __: torch.empty(size, dtype=torch.int8, device={first}.device)"
+        lines += [
+            f"if {first}.is_cuda:",
+            "    # Descriptors are made in memory that Triton asks for.",
+            f"    triton.set_allocator({memory})",
+        ]
+    if not schedule.persistent and schedule.super_m == 1:
+        return counts
+    lines.append(f"tasks = {' * '.join(f'({c})' for c in counts)}")
+    if not schedule.persistent:
+        return ["tasks"]
+    lines += [
+        "# As many programs as the device holds at a time; each walks over tasks.",
+        f"held = torch.cuda.get_device_properties({first}.device).multi_processor_count "
+        f"if {first}.is_cuda else 4",
+    ]
+    held = "held" if schedule.blocks == 1 else f"held * {schedule.blocks}"
+    return [f"min(tasks, {held})"]
+
+
+def _imports(fn: Function) -> str:
+    needed = fn.schedule is not None or any(p.pair for p in fn.params)
+    return "import torch\n" if needed else ""
+
+
 def module_source(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:
     """A whole module: imports, helpers, the kernel and its launcher."""
     origin = f"{fn.loc.file.rsplit('/', 1)[-1]}:{fn.loc.line}" if fn.loc.line else "tile IR"
     return (
         f'"""{fn.name}, written by tkpy from {origin}."""\n\n'
-        + ("import torch\n" if any(p.pair for p in fn.params) else "")
-        + "import triton\nimport triton.language as tl\n\n\n"
-        + f"{emitted.source}\n\n{launcher(fn, emitted, num_warps, num_stages)}"
+        f"{_imports(fn)}import triton\nimport triton.language as tl\n\n\n"
+        f"{emitted.source}\n\n{launcher(fn, emitted, num_warps, num_stages)}"
     )

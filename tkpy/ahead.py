@@ -73,8 +73,10 @@ class Setting:
     constants: Mapping[str, object] = field(default_factory=dict)
 
 
-def call_of(kernel: Kernel, setting: Setting, device: str = "cuda") -> Call:
+def call_of(kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90") -> Call:
     """The call of contiguous, aligned tensors on ``device`` that ``setting`` describes.
+
+    ``target`` is the GPU that a template is scheduled for.
 
     Its tensors hold no data. Raises SettingError for names or values that the signature does not
     know, and for sizes that its preconditions refuse.
@@ -110,18 +112,22 @@ def call_of(kernel: Kernel, setting: Setting, device: str = "cuda") -> Call:
     call = kernel.binder.collect((), arguments)
     # A dimension that only optional tensors name is settled too, should the kernel ask for it.
     call.sizes = {**sizes, **call.sizes}
-    call.device = torch.device(device)
+    call.device, call.machine = torch.device(device), target
     return call
 
 
-def key_of(kernel: Kernel, setting: Setting, device: str = "cuda") -> VariantKey:
+def key_of(
+    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90"
+) -> VariantKey:
     """The variant that a launch of ``setting`` on ``device`` would use; raises as ``call_of``."""
-    return kernel.key_of(call_of(kernel, setting, device))
+    return kernel.key_of(call_of(kernel, setting, device, target))
 
 
-def lower_for(kernel: Kernel, setting: Setting, device: str = "cuda", **options) -> Lowered:
+def lower_for(
+    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90", **options
+) -> Lowered:
     """Tile IR and Triton source of that variant; ``options`` are those of ``tkpy.lower.lower``."""
-    return kernel.lower(key_of(kernel, setting, device), **options)
+    return kernel.lower(key_of(kernel, setting, device, target), **options)
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:
@@ -131,12 +137,13 @@ def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> 
     that Triton cannot compile for this target.
     """
     device = "cpu" if target == CPU else "cuda"
-    return compile_lowered(kernel, lower_for(kernel, setting or Setting(), device), target)
+    return compile_lowered(kernel, lower_for(kernel, setting or Setting(), device, target), target)
 
 
 def compile_lowered(kernel: Kernel, lowered: Lowered, target: str) -> Compiled:
     """``compile_for`` of what ``lower_for`` gave."""
     types = argument_types(lowered.fn, lowered.emitted.arguments)
+    schedule = lowered.fn.schedule
     try:
         return compile_source(
             lowered.source,
@@ -144,8 +151,8 @@ def compile_lowered(kernel: Kernel, lowered: Lowered, target: str) -> Compiled:
             types,
             {},
             target,
-            num_warps=kernel.num_warps,
-            num_stages=kernel.num_stages,
+            num_warps=schedule.warps if schedule else kernel.num_warps,
+            num_stages=schedule.stages if schedule else kernel.num_stages,
             attrs={name: 16 for name, t in types.items() if t.startswith("*")},
         )
     # RuntimeError: from Triton's passes and from LLVM. Unsupported: from the CPU backend.

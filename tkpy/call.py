@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +45,7 @@ class Call:
     wanted: list[Parameter] = field(default_factory=list)
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of the outputs wanted
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    machine: str = ""  # the GPU that is compiled for, where it is not the device itself
 
     @property
     def unit(self) -> bool:
@@ -58,6 +59,20 @@ class Call:
         """True if the innermost stride is one and every other a multiple of 16 elements."""
         return self.unit and all(
             s % 16 == 0 for _, strides in self._extents() for s in strides[:-1]
+        )
+
+    def describable(self, dtypes: Mapping[str, DType]) -> bool:
+        """True if every address and every stride but the innermost is a multiple of 16 bytes.
+
+        ``dtypes``: of all tensors, those outputs included that are yet to be made.
+        """
+        strides = {name: t.stride() for name, t in self.tensors.items()}
+        for name, shape in self.shapes.items():
+            strides.setdefault(name, tuple(_contiguous(shape)))
+        return (
+            not self.wide
+            and all(s * dtypes[n].bits % 128 == 0 for n, of in strides.items() for s in of[:-1])
+            and all(t.is_meta or t.data_ptr() % 16 == 0 for t in self.tensors.values())
         )
 
     @property

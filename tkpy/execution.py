@@ -44,6 +44,15 @@ def executor(device: torch.device) -> str:
     return f"strict {chosen}" if _rounds_twice.get() and chosen != "interpreter" else chosen
 
 
+@functools.cache
+def machine_of(device: torch.device) -> str:
+    """The machine of ``codegen.schedule`` whose schedule fits a GPU: the newest not newer."""
+    if torch.version.hip:
+        return "gfx942"
+    major, _ = torch.cuda.get_device_capability(device)
+    return "sm_80" if major < 9 else "sm_90" if major == 9 else "sm_100"
+
+
 @contextlib.contextmanager
 def strict() -> Iterator[None]:
     """Within it no product and sum are fused into one rounding.

@@ -10,12 +10,13 @@ import torch
 
 from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
-from tkpy.execution import executor, launcher
+from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.replay import Replay
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
 from tkpy.template.knobs import Template
+from tkpy.template.plan import ASYNCHRONOUS
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ class Kernel:
         variant.launch(*tensors, *scalars)
         if likeness:
             zeroed = self._zeroed(call)
-            self._replay.keep(likeness, args, kwargs, call, variant.launch, zeroed)
+            self._replay.keep(
+                likeness, args, kwargs, call, variant.launch, zeroed, variant.key.described
+            )
         outputs = tuple(call.tensors[p.name] for p in call.wanted)
         return outputs[0] if len(outputs) == 1 else (outputs or None)
 
@@ -171,9 +174,17 @@ class Kernel:
                 call.unit,
                 call.wide,
                 call.device.type != "cpu" and call.aligned,
+                *self._machine(call, dtypes),
             ),
             call.sizes,
         )
+
+    def _machine(self, call: Call, dtypes: dict[str, DType]) -> tuple[str, bool]:
+        """The machine whose schedule a template gets, and whether descriptors suit the call."""
+        if self.template is None or call.device.type == "cpu":
+            return "", False
+        machine = call.machine or machine_of(call.device)
+        return machine, machine in ASYNCHRONOUS and call.unit and call.describable(dtypes)
 
     def _variable(self, p, call: Call) -> DType:
         if p.spec.dtype not in call.variables:

@@ -20,6 +20,7 @@ from tkpy.errors import CompileError, NeedStatic, TkError
 from tkpy.frontend import Source, Walker
 from tkpy.signature import ConstSpec, ScalarSpec, Signature, TensorSpec
 from tkpy.template.knobs import Template
+from tkpy.template.plan import plan
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class VariantKey:
     present: the optional parameters that were given; static: sizes of the dimensions that are
     tile sides; unit: all innermost strides are one; wide: offsets may pass 2^31; aligned: all
     other strides are multiples of 16 (told apart on GPUs only, where copies gain by it).
+    Of templates on a GPU also machine: the one whose schedule it is, and described: addresses and
+    strides suit tensor descriptors.
     """
 
     constants: tuple[tuple[str, object], ...]
@@ -39,6 +42,8 @@ class VariantKey:
     unit: bool = True
     wide: bool = False
     aligned: bool = False
+    machine: str = ""
+    described: bool = False
 
 
 @dataclass
@@ -94,6 +99,8 @@ def lower(
     ir, walker = _walk(fn, signature, key, template)
     if watch:
         watch("frontend", ir)
+    if template is not None and key.machine:
+        ir.schedule = plan(template, ir, key.machine, key.described)
     optimise(ir, poison, watch)
     verify(ir)
     emitted = emit(ir, poison)

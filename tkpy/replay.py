@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -40,6 +40,7 @@ class Plan:
     made: list[tuple[str, Callable[..., torch.Tensor], list[int], torch.dtype]]
     outputs: list[str]
     device: torch.device
+    described: list[str] = field(default_factory=list)  # addresses must be multiples of 16
 
     def values(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
         """The arguments of a call by name."""
@@ -51,7 +52,9 @@ class Plan:
         return out
 
     def holds(self, values: dict[str, object]) -> bool:
-        """Whether the preconditions hold of this call's data and scalars."""
+        """Whether the preconditions, and what was compiled for, hold of this call's data."""
+        if any(values[n].data_ptr() % 16 for n in self.described):  # type: ignore[attr-defined]
+            return False
         if not self.conditions:
             return True
         scope = {**self.known, **values}
@@ -140,6 +143,7 @@ class Replay:
         call: Call,
         launch: Callable[..., None],
         zeroed: frozenset[str],
+        described: bool = False,
     ) -> None:
         """Remember how ``call``, which has run, was run."""
         signature = self.binder.signature
@@ -182,6 +186,7 @@ class Replay:
             ],
             outputs=wanted,
             device=call.device,
+            described=taken if described else [],
         )
 
 

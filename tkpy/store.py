@@ -115,6 +115,8 @@ class VariantStore:
                     key.unit,
                     key.wide,
                     key.aligned,
+                    key.machine,
+                    key.described,
                 )
             ),
             repr(self.kernel.fn.__code__.co_firstlineno),

@@ -9,6 +9,7 @@ Attributes of an access, one entry a tensor dimension unless said otherwise:
     checks  (low, high): whether the coordinate can lie below 0, at or beyond the size; what the
             ``bounds`` pass proves impossible costs nothing
     other   what a load puts into dead elements, or None where nothing depends on it
+    described  true where a tensor descriptor moves the tile; else absent
     policy  "evict_first" or "evict_last", a hint to the cache of a load or store; else absent
 
 Elements before the start of a tensor read as zero and are never written; elements at or beyond
@@ -55,6 +56,9 @@ def reads_zero(op: Op) -> bool:
 
 
 def _emit_load(e, op: Op) -> Text:
+    if op.attrs.get("described"):
+        name, at = e.described(op, op.result.type)
+        return f"{name}.load([{at}])", ATOM
     pointer, mask = e.access(op, op.attrs["tile"], op.result.type)
     other = op.attrs.get("other")
     parts = [pointer]
@@ -92,8 +96,14 @@ def _infer_store(fn: Function, op: Op) -> list[Type]:
 
 def _emit_store(e, op: Op) -> None:
     value, param = op.operands[0], e.fn.param(op.attrs["param"])
-    pointer, mask = e.access(op, op.attrs["tile"], value.type)
     text = e.ref(value, 0)
+    if op.attrs.get("described"):
+        name, at = e.described(op, value.type)
+        cast = value.type.dtype != param.dtype
+        text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})" if cast else text
+        e.line(f"{name}.store([{at}], {text})", op.loc)
+        return
+    pointer, mask = e.access(op, op.attrs["tile"], value.type)
     if value.op is not None and value.op.kind == "const":
         text = f"tl.full((), {text}, {e.dtype(param.dtype)})"
     elif value.type.dtype != param.dtype:

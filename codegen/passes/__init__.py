@@ -8,6 +8,7 @@ from codegen.ir import Function
 from codegen.passes.bounds import drop_proven_checks
 from codegen.passes.cse import share_common
 from codegen.passes.dce import drop_dead
+from codegen.passes.describe import describe_accesses
 from codegen.passes.fold import fold
 from codegen.passes.licm import hoist_invariant
 from codegen.passes.neutral import neutralise
@@ -21,6 +22,7 @@ PIPELINE: list[tuple[str, Callable[[Function], None]]] = [
     ("cse", share_common),
     ("bounds", drop_proven_checks),
     ("licm", hoist_invariant),
+    ("describe", describe_accesses),
     ("split", split_ragged),
     ("bounds", drop_proven_checks),
     ("cse", share_common),

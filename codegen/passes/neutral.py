@@ -55,7 +55,7 @@ def _holds(value: Value, wanted: float, fills: Fills) -> bool:
     op = value.op
     if op is not None and op.kind == "load" and op.attrs.get("other") is None:
         # Nobody asked anything of this load's dead elements yet: let it fill them.
-        if wanted != 0.0 and reads_zero(op):
+        if wanted != 0.0 and (reads_zero(op) or op.attrs.get("described")):
             return False
         op.attrs["other"] = wanted
         fills[value] = wanted

@@ -16,6 +16,7 @@ import sympy
 
 from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol
 from codegen.ir import Function, Op, Region, Value, loop_parts
+from codegen.ops import TABLE
 from codegen.ops.mask import COL, ROW
 from codegen.passes.bounds import margin_of
 from codegen.rewrite import clone, fresh_symbol
@@ -40,6 +41,8 @@ def _visit(fn: Function, region: Region, facts: Facts) -> None:
 def _split(fn: Function, op: Op, facts: Facts, whole: Region) -> list[Op]:
     index, start, stop = loop_parts(op)
     body = op.regions[0]
+    if "rings" in op.attrs and fn.schedule is not None and fn.schedule.specialise:
+        return [op]  # a loop that is split by warp stays one
     if any(o.kind == "for" for o in body.walk()):
         # Only innermost loops: copies of nests would grow the code for little.
         _visit(fn, body, facts)
@@ -73,6 +76,10 @@ def _thresholds(fn: Function, body: Region, index: Symbol) -> list[Expr]:
     found: set[Expr] = set()
     inner = {v.symbol for o in body.walk() for v in o.results if v.symbol is not None}
     inner |= {a.symbol for a in body.args if a.symbol is not None}
+    # What a descriptor reads outside the tensor is zero, and a product asks for no more.
+    zero_will_do = all(
+        o.kind in ("mma", "load") or not TABLE[o.kind].neutral(o) for o in body.walk()
+    )
     for op in body.walk():
         if op.kind == "keep":
             rows, cols = op.operands[0].type.shape
@@ -84,7 +91,7 @@ def _thresholds(fn: Function, body: Region, index: Symbol) -> list[Expr]:
                 worst = margin - c * COL - r * ROW
                 worst += (c * (cols - 1) if c < 0 else 0) + (r * (rows - 1) if r < 0 else 0)
                 found |= _solve(worst, index)
-        if "checks" not in op.attrs:
+        if "checks" not in op.attrs or (op.attrs.get("described") and zero_will_do):
             continue
         dims = fn.param(op.attrs["param"]).dims
         for which, sides, limit in zip(

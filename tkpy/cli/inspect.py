@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,7 +11,8 @@ from rich.table import Table
 
 from codegen.inspect import Report
 from codegen.inspect import inspect as read
-from tkpy.ahead import compile_for, key_of, variables
+from codegen.schedule import Schedule
+from tkpy.ahead import compile_lowered, key_of, lower_for, variables
 from tkpy.cli.find import find
 from tkpy.cli.options import (
     AsJson,
@@ -37,18 +40,42 @@ def inspect(
 
     Registers are of a thread, spills in bytes a thread, shared memory in bytes a block;
     occupancy is resident warps over the most that a multiprocessor holds, 0 to 1. Instructions
-    are counted in the assembly, a loop's body once.
+    are counted in the assembly, a loop's body once. What a template asked for and did not get is
+    said, with the reason.
     """
     found = find(kernel)
     chosen = setting(found.kernel, dtype, dim, constant)
-    report = read(compile_for(found.kernel, str(target), chosen))
+    lowered = lower_for(found.kernel, chosen, target=str(target))
+    report = read(compile_lowered(found.kernel, lowered, str(target)))
+    said = remarks(lowered.fn.schedule, report)
     if as_json:
-        typer.echo(report.to_json())
+        facts_ = json.loads(report.to_json())
+        typer.echo(json.dumps(facts_ | {"remarks": said} if said else facts_))
         return
-    variant = ", ".join(variables(key_of(found.kernel, chosen)))
+    variant = ", ".join(variables(key_of(found.kernel, chosen, target=str(target))))
     out = console()
     out.print(f"[bold]{found.name}[/] for {target}: {variant}", soft_wrap=True)
     out.print(facts(report))
+    for remark in said:
+        out.print(f"[yellow]{remark}[/]", soft_wrap=True)
+
+
+def remarks(schedule: Schedule | None, report: Report) -> list[str]:
+    """What a template's schedule leaves out, and what Triton did not make of the rest."""
+    if schedule is None:
+        return []
+    found = report.instructions
+    out = list(schedule.notes)
+    if schedule.described and not found["bulk_copy"]:
+        out.append("no bulk copies: Triton made ordinary loads of the descriptors")
+    if schedule.specialise and not found["setmaxnreg"]:
+        out.append(
+            f"not specialised: Triton left the loop whole, at {schedule.warps} warps and "
+            f"{schedule.stages} stages"
+        )
+    if report.spills:
+        out.append(f"{report.spills} bytes a thread are spilled: smaller tiles or more warps")
+    return out
 
 
 def facts(report: Report) -> RenderableType:

@@ -108,7 +108,7 @@ class Stages:
 
     @functools.cached_property
     def lowered(self) -> Lowered:
-        return lower_for(self.kernel, self.setting, self.device)
+        return lower_for(self.kernel, self.setting, self.device, self.target)
 
     @functools.cached_property
     def compiled(self) -> Compiled:
@@ -134,7 +134,7 @@ class Stages:
             times = sum(known == name or known.startswith(f"{name}-") for known in texts)
             texts[f"{name}-{times + 1}" if times else name] = print_function(fn)
 
-        lower_for(self.kernel, self.setting, self.device, watch=watch)
+        lower_for(self.kernel, self.setting, self.device, self.target, watch=watch)
         if wanted not in texts:
             raise NotFound(f"no pass {wanted!r}\n  there is {', '.join(texts)}")
         return texts[wanted]

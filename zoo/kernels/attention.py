@@ -10,7 +10,7 @@ LOWEST = torch.finfo(torch.float32).min
 LOG2E, LN2 = math.log2(math.e), math.log(2)
 
 
-@tk.kernel(where=["G >= 1", "H % G == 0", "window >= 1"], num_stages=2)
+@tk.lcf(where=["G >= 1", "H % G == 0", "window >= 1"], consumer_warps=4, persistent=False)
 def attention(
     q: tk.Global["B H N D"],
     k: tk.Global["B G M D"],
@@ -34,7 +34,7 @@ def attention(
     1), in powers of two; the maximum starts at the lowest finite number, which spares the case
     of a tile without keys.
     """
-    b, h, i = tk.grid("B", "H", tk.cdiv("N", rows))
+    b, h, i = tk.tasks("B", "H", tk.cdiv("N", rows))
     g = h // tk.dim("H // G")
     first = i * rows + tk.dim("M - N")  # the last key that the first query sees
     start, until = 0, None
@@ -45,9 +45,19 @@ def attention(
         until = tk.causal_limit(i, rows, cols, tk.dim("M - N"))
     to_bits = (tk.static("D") ** -0.5 if scale is None else scale) * LOG2E
     qt = tk.load(q, (b, h, i, 0), shape=(rows, "D"))
-    top, total, acc = tk.full(rows, LOWEST), tk.zeros(rows), tk.zeros(rows, "D")
-    for j in tk.range(start, tk.cdiv("M", cols), until=until):
-        kt = tk.load(k, (b, g, j, 0), shape=(cols, "D"))
+
+    def setup():
+        return tk.full(rows, LOWEST), tk.zeros(rows), tk.zeros(rows, "D")
+
+    @tk.ring(stages=2)
+    def load_k(j):
+        return tk.load(k, (b, g, j, 0), shape=(cols, "D"))
+
+    @tk.ring(stages=2)
+    def load_v(j):
+        return tk.load(v, (b, g, j, 0), shape=(cols, "D"))
+
+    def compute(j, top, total, acc, kt, vt):
         s = tk.mma_ABt(qt, kt) * to_bits
         if until is not None:
             s = tk.causal(s, first, j * cols)
@@ -55,12 +65,16 @@ def attention(
             s = tk.triu(s, 1 - window, first, j * cols, fill=-math.inf)
         new_top = tk.row_max(s, top)
         p, decay = tk.exp2(s - new_top), tk.exp2(top - new_top)
-        vt = tk.load(v, (b, g, j, 0), shape=(cols, "D"))
         acc = acc * decay + tk.cast(p, v.dtype) @ vt
-        top, total = new_top, total * decay + tk.row_sum(p)
-    tk.store(o, acc / tk.where(total == 0, 1.0, total), (b, h, i, 0))
-    if lse is not None:
-        tk.store(lse, (top + tk.log2(total)) * LN2, (b, h, i))
+        return new_top, total * decay + tk.row_sum(p), acc
+
+    def finish(top, total, acc):
+        tk.store(o, acc / tk.where(total == 0, 1.0, total), (b, h, i, 0))
+        if lse is not None:
+            tk.store(lse, (top + tk.log2(total)) * LN2, (b, h, i))
+
+    keys = tk.range(start, tk.cdiv("M", cols), until=until)
+    tk.run(keys, setup, (load_k, load_v), compute, finish)
 
 
 def _scores(q, k, scale, window, causal):

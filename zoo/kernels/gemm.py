@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import tkpy as tk
 
 
-@tk.kernel(num_warps=8)
+@tk.lcf(consumer_warps=8, producer_warps=4, super_m=8)
 def gemm(
     a: tk.Global["K M if trans_a else M K"],
     b: tk.Global["N K if trans_b else K N"],
@@ -27,16 +27,26 @@ def gemm(
     c: [M, N]; one dtype of f32, bf16, f16. Sums are fp32, and so is the epilogue; gelu is the
     exact one (erf). PyTorch's ``linear`` is ``trans_b=True``.
     """
-    i, j = tk.grid(tk.cdiv("M", rows), tk.cdiv("N", cols))
-    acc = tk.zeros(rows, cols)
-    for k in tk.range(tk.cdiv("K", depth)):
+    i, j = tk.tasks(tk.cdiv("M", rows), tk.cdiv("N", cols))
+
+    def setup():
+        return tk.zeros(rows, cols)
+
+    def load(k):
         at = tk.load(a, (k, i), (depth, rows)).T if trans_a else tk.load(a, (i, k), (rows, depth))
         bt = tk.load(b, (j, k), (cols, depth)).T if trans_b else tk.load(b, (k, j), (depth, cols))
-        acc += at @ bt
-    if bias is not None:
-        acc += tk.load(bias, j, cols, dtype=tk.f32)
-    acc = tk.gelu(acc) if epilogue == "gelu" else tk.silu(acc) if epilogue == "silu" else acc
-    tk.store(c, acc, (i, j))
+        return at, bt
+
+    def compute(k, acc, at, bt):
+        return acc + at @ bt
+
+    def finish(acc):
+        if bias is not None:
+            acc += tk.load(bias, j, cols, dtype=tk.f32)
+        acc = tk.gelu(acc) if epilogue == "gelu" else tk.silu(acc) if epilogue == "silu" else acc
+        tk.store(c, acc, (i, j))
+
+    tk.run(tk.cdiv("K", depth), setup, load, compute, finish)
 
 
 def _gemm_terms(a, b, bias=None, trans_a=False, trans_b=False, epilogue="none"):
