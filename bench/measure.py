@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable
 
 
+# Seconds between two calls: threads of a library that just ran go on turning for some milliseconds,
+# on the processors that the next one needs.
+PAUSE = 0.03
+
+
 def turns(
     fns: dict[str, Callable[[], object]], rounds: int = 15, budget: float = 3.0, warm: bool = True
 ) -> dict[str, float]:
@@ -21,6 +26,7 @@ def turns(
     began = time.perf_counter()
     for _ in range(rounds):
         for name, fn in fns.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             fn()
             times[name].append((time.perf_counter() - start) * 1e3)

@@ -7,7 +7,7 @@ of the body; a tensor that only moves by a scalar each time (pointers, offsets) 
 from __future__ import annotations
 
 from codegen.cpu.emit import LLVM, Val, const
-from codegen.cpu.lower.tensor import Buffer, Const, Ramp, Tensor
+from codegen.cpu.lower.tensor import Buffer, Const, Fresh, Ramp, Tensor
 from codegen.cpu.ttir import BYTES, Block, Func, Op
 
 REGIONS = ("scf.for", "scf.if", "scf.while", "tt.call")
@@ -125,12 +125,12 @@ def for_(low, op: Op) -> None:
             plan.append(("moves", v, how[1], kind))
             phis.append((LLVM[kind], "0"))
         else:
-            buf = low.alloc(v.type)
-            low.write(v, buf)
-            plan.append(("buffer", buf))
-    for k, item in enumerate(plan):
-        if item[0] == "buffer":
-            _forward(low, op, k, item[1])
+            buf = v if _dies_here(low, op, name, v) else low.alloc(v.type)
+            summed = _forward(low, op, k, buf)
+            late = summed and isinstance(v, Const)
+            if buf is not v and not late:
+                low.write(v, buf)
+            plan.append(("buffer", buf, v if late else None))
     ty = start.ty
     inner = low.mark()
 
@@ -142,6 +142,9 @@ def for_(low, op: Op) -> None:
                 low.env[arg] = Val(item[1], "u", next(it))
             elif item[0] == "moves":
                 low.env[arg] = Ramp(item[1], Val(item[3], "u", next(it)))
+            elif item[0] == "buffer" and item[2] is not None:
+                first = e.op("icmp eq", ty, low.env[op.binds[0]], start, out="i1")
+                low.env[arg] = Fresh(item[1], item[2], first)
             else:
                 low.env[arg] = item[1]
         low.block(body)
@@ -162,6 +165,10 @@ def for_(low, op: Op) -> None:
         return out
 
     names = e.loop(start, stop, by, iterate, phis, ty=ty)
+    late = [item for item in plan if item[0] == "buffer" and item[2] is not None]
+    if late:
+        none = e.op("icmp sge", ty, start, stop, out="i1")
+        e.branch_if(none, lambda: [low.write(value, buf) for _, buf, value in late])
     it = iter(names)
     for result, item in zip(op.results, plan, strict=True):
         if item[0] == "scalar":
@@ -171,6 +178,15 @@ def for_(low, op: Op) -> None:
         else:
             low.env[result] = item[1]
     low.release(inner)
+
+
+def _dies_here(low, op: Op, name: str, v: Tensor) -> bool:
+    """Is this loop the only reader of what another loop left in its buffer, and run but once for
+    it? Then it goes on in that buffer."""
+    owner = low.uses.defs.get(name)
+    return (type(v) is Buffer and isinstance(owner, Op) and owner.name == "scf.for"
+            and owner.block is op.block and name in owner.results
+            and low.uses.of(name) == [op] and op.operands.count(name) == 1)  # fmt: skip
 
 
 def _moved(low, old: Val, item) -> Val:
@@ -183,18 +199,19 @@ def _moved(low, old: Val, item) -> Val:
     return e.add(old, step)
 
 
-def _forward(low, op: Op, k: int, buf: Buffer) -> None:
-    """Let a dot that is yielded write its carry's buffer, if the old value dies in that dot."""
+def _forward(low, op: Op, k: int, buf: Buffer) -> bool:
+    """Let a dot that is yielded write its carry's buffer, if the old value dies in that dot; is
+    it what the dot adds to, and nothing else?"""
     body = op.regions[0].entry
     arg, new = op.binds[1 + k], body.ops[-1].operands[k]
     owner = low.uses.defs.get(new)
     if not isinstance(owner, Op) or owner.name != "tt.dot" or owner.block is not body:
-        return
+        return False
     if len(low.uses.of(new)) != 1 or body.ops[-1].operands.count(new) != 1:
-        return
+        return False
     end = low.uses.terminal(arg, body, low.is_lazy)
     if end is not owner or arg in owner.operands[:2]:
-        return
+        return False
     # The path from the carry to the dot's accumulator must be element-wise.
     name = arg
     while name != owner.operands[2]:
@@ -206,9 +223,10 @@ def _forward(low, op: Op, k: int, buf: Buffer) -> None:
             "tt.cat",
             "tt.split",
         ):
-            return
+            return False
         name = user.results[0]
     low.targets[new] = buf
+    return arg == owner.operands[2]
 
 
 # -- scf.if ----------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ def blocking(m: int, vectors: int, registers: int, column_bytes: int = 0) -> tup
     for nv in (1, 2, 3, 4):
         if vectors % nv or (nv > 2 and nv * column_bytes > NEAR_BYTES):
             continue
-        mr = min(m, (registers - nv - 2) // nv, 12)
+        mr = min(m, (registers - nv - 2) // nv, 14)
         score = mr * nv / (mr + nv) - 0.02 * (m % mr > 0)
         if score > best_score:
             best, best_score = (mr, nv), score
@@ -336,21 +336,28 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
     if not (type(a) is Buffer and (a.steps[1] == 1 or not (use_tiles or native))):
         a_stop = k_stop if k_stop is None else e.mul(k_stop, const("i32", k // rows))
         along = contiguous_axis(a)
-        packed = low.alloc(a.type, (1, 0) if along == 0 and not native else None)
-        with nest(e):
-            whole = {axis: prefix.whole(low, (a,), axis) for axis in (0, 1)}
-            write(e, Ahead(a, along), packed, along, {0: m_stop, 1: a_stop}, whole, 4)
-        a = packed
-    bty = Type("i32" if native else elem, (rows, n), True)
-    panel = Panel(bty, low.alloc(bty).base, nr)
-    pack(low, b, panel, native, k_stop, None if n_stop is None else prefix.up_to(e, n_stop, nr))
+        width = e.features.width
+        if along == 1 and elem in ("f32", "i32") and not native and k >= width and m >= mr > 1:
+            a = _pack_rows(low, a, mr, m_stop, a_stop)
+        else:
+            packed = low.alloc(a.type, (1, 0) if along == 0 and not native else None)
+            with nest(e):
+                whole = {axis: prefix.whole(low, (a,), axis) for axis in (0, 1)}
+                write(e, Ahead(a, along), packed, along, {0: m_stop, 1: a_stop}, whole, 4)
+            a = packed
     live = tuple(size if stop is None else stop
                  for size, stop in ((m, m_stop), (n, n_stop), (rows, k_stop)))  # fmt: skip
+    by_panel = not (native or contiguous_axis(b) == 0 or n <= nr)
+    bty = Type("i32" if native else elem, (rows, nr if by_panel else n), True)
+    panel = Panel(bty, low.alloc(bty).base, nr)
+    if not by_panel:
+        pack(low, b, panel, native, k_stop, None if n_stop is None else prefix.up_to(e, n_stop, nr))
     if use_tiles:
         tiles.multiply(low, a, panel, c, out, live)
         low.release(mark)
         return
     kernel = _Kernel(low, a, panel, c, out, (live[2], group, lanes, nv, native, elem, acc_elem))
+    whole = {axis: prefix.whole(low, (b,), axis) if by_panel else None for axis in (0, 1)}
     with nest(e) as g:
 
         def columns(start, end, mr: int, nv: int) -> None:
@@ -358,6 +365,10 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
             stop = full if m_stop is None else prefix.smaller(e, m_stop, const("i32", full))
 
             def column(j, _):
+                if by_panel:
+                    kernel.b = Panel(Type(elem, (rows, nv * lanes), True), panel.base, nv * lanes)
+                    _pack_panel(g, b, kernel.b, j, live[2], whole)
+                    kernel.coming = (b, g.affine(j, 1, nv * lanes), m)
                 if full:
                     e.loop(0, stop, mr, lambda i, _: kernel.block(g, i, j, mr, nv))
                 if m % mr and m_stop is None:
@@ -372,8 +383,111 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         else:  # what is left of a panel goes by single vectors
             whole_panels = e.op("and", "i32", n_stop, const("i32", -nr))
             columns(0, whole_panels, mr, nv)
-            columns(whole_panels, n_stop, min(m, 12), 1)
+            columns(whole_panels, n_stop, mr if type(a) is Strips else min(m, 12), 1)
     low.release(mark)
+
+
+class Strips(Buffer):
+    """An [M, K] matrix as strips of so many rows, each of which lies column after column: the
+    inner loop reads one stream instead of one for each row. The last strip has what is left."""
+
+    def __init__(self, ty: Type, base: Val, height: int) -> None:
+        super().__init__(ty, base)
+        self.height = height
+
+
+def _pack_rows(low, src: Tensor, height: int, m_stop, k_stop) -> Strips:
+    """Write a left operand that is contiguous along K into strips.
+
+    A store is a whole vector, which may be wider than the strip: what is too much is overwritten
+    by the next column, and behind the last one there is room.
+    """
+    e, lanes = low.e, low.e.features.width
+    m, k = src.shape
+    ty = src.type.elem
+    out = Strips(src.type, low.alloc(Type(ty, (m * k + lanes,), True)).base, height)
+    whole = {axis: prefix.whole(low, (src,), axis) for axis in (0, 1)}
+    k_end = const("i32", k) if k_stop is None else k_stop
+
+    with nest(e) as g:
+
+        def strip(i: Val, rows: int) -> None:
+            base = e.offset(out.base, e.mul(i, const("i32", k)), BYTES[ty])
+            lines = [g.affine(i, 1, r) for r in range(rows)]
+
+            def chunk(at: Val, known) -> None:
+                ramp = Val("i32", "a", n=lanes, base=at, stride=const("i32", 1), level=at.level)
+                g.known, g.lanes = known, ramp
+                values = [e.operand(g.at(src, (r, ramp)), lanes) for r in lines]
+                g.known = {}
+                columns = []
+                for q in range(0, rows, lanes):
+                    part = values[q : q + lanes]
+                    part += [part[0]] * (lanes - len(part))
+                    columns.append(transpose_lanes(e, part, ll(ty, lanes), lanes))
+                start = e.offset(base, e.mul(at, const("i32", rows)), BYTES[ty])
+                for c in range(lanes):
+                    for q, vectors in enumerate(columns):
+                        p = e.offset(start, const("i32", c * rows + q * lanes), BYTES[ty])
+                        e.line(f"store {ll(ty, lanes)} {vectors[c]}, ptr {e.operand(p)}, "
+                               f"align {BYTES[ty]}")  # fmt: skip
+
+            start = ZERO
+            if whole[0] is not None or whole[1] is not None:
+                start = k_end if whole[1] is None else prefix.smaller(e, k_end, whole[1][1])
+                start = e.op("and", "i32", start, const("i32", -lanes))
+                if whole[0] is not None:
+                    inside = e.op("icmp sle", "i32", g.affine(i, 1, rows), whole[0][1], out="i1")
+                    start = e.select(inside, start, ZERO)
+                    g.outer += [(whole[0][0], r) for r in lines]
+                sure = {} if whole[1] is None else whole[1][0]
+                e.loop(ZERO, start, lanes, lambda at, _: chunk(at, sure))
+                g.outer = []
+            e.loop(start, k_end, lanes, lambda at, _: chunk(at, {}))
+
+        full = m - m % height
+        stop = const("i32", full)
+        stop = stop if m_stop is None else prefix.smaller(e, stop, m_stop)
+        e.loop(ZERO, stop, height, lambda i, _: strip(i, height))
+        if m % height:
+            end = const("i32", m) if m_stop is None else m_stop
+            e.loop(full, end, m, lambda i, _: strip(i, m % height))
+    return out
+
+
+def _pack_panel(g: Nest, src: Tensor, out: Panel, j: Val, k_stop, whole) -> None:
+    """Copy the columns from j on, as many as the panel is wide, just before they are used: the
+    panel is still in the first-level cache then, and the second has room for the left operand."""
+    e, n = g.e, min(g.e.features.width, out.width)
+    src = Ahead(src, 1)
+
+    def vectors(k: Val, known) -> None:
+        for v in range(0, out.width, n):
+            at, to = (Val("i32", "a", n=n, base=base, stride=const("i32", 1), level=base.level)
+                      for base in (g.affine(j, 1, v), const("i32", v)))  # fmt: skip
+            g.known, g.lanes = known, at
+            out.put(g, (k, to), g.at(src, (k, at)))
+            g.known = {}
+
+    start, end = ZERO, k_stop if isinstance(k_stop, Val) else const("i32", k_stop)
+    if whole[0] is not None or whole[1] is not None:  # rows and columns that no mask cuts off
+        start = end if whole[0] is None else prefix.smaller(e, end, whole[0][1])
+        if whole[1] is not None:
+            inside = e.op("icmp sle", "i32", g.affine(j, 1, out.width), whole[1][1], out="i1")
+            start = e.select(inside, start, ZERO)
+
+        def known(k: Val, _) -> None:
+            if whole[0] is not None:
+                g.outer.append((whole[0][0], k))
+            vectors(k, {} if whole[1] is None else whole[1][0])
+            if whole[0] is not None:
+                g.outer.pop()
+
+        e.loop(ZERO, start, 1, known)
+    e.loop(start, end, 1, lambda k, _: vectors(k, {}))
+
+
+CHUNK = 64  # inner steps between two requests for memory that is needed later
 
 
 class _Kernel:
@@ -381,6 +495,7 @@ class _Kernel:
 
     def __init__(self, low, a: Buffer, b: Panel, c: Tensor, out: Buffer, shape) -> None:
         self.low, self.a, self.b, self.c, self.out = low, a, b, c, out
+        self.coming = None  # the right operand, the next panel's column, rows of the product
         self.stop, self.unroll, self.lanes, self.nv, self.native, self.elem, self.acc = shape
 
     def block(self, g: Nest, i: Val, j: Val, mr: int, nv: int) -> None:
@@ -407,31 +522,23 @@ class _Kernel:
                 return floats.convert(e, g.at(self.c, spot), self.acc)
 
         init = [(t, e.operand(first(s), lanes)) for row in spots for s in row]
-        if type(self.out) is Buffer and self.b.shape[0] >= 64:  # the next rows of the result
-            for r, v in ((r, v) for r in range(mr) for v in range(nv)):
-                row, col = spots[r][v]
-                p = self.out.address(e, (e.add(row, const("i32", mr)), col.base))
-                access.prefetch(e, p, near=True)
         nr = self.b.width
         size = BYTES[self.b.type.elem]
         within = ZERO
         if nv * lanes < nr:
             within, j = (e.op("and", "i32", j, const("i32", x)) for x in (nr - 1, -nr))
-        panel = e.mul(j, const("i32", self.b.shape[0]))
+        panel = e.mul(j, const("i32", self.b.shape[0])) if self.b.shape[1] > nr else ZERO
         b0 = e.offset(e.offset(self.b.base, panel, size), within, size)
         asize = BYTES[self.a.type.elem]
-        a0 = [
-            e.offset(self.a.base, e.mul(s[0][0], const("i32", self.a.steps[0])), asize)
-            for s in spots
-        ]
+        a0 = e.offset(self.a.base, e.mul(i, const("i32", self.a.steps[0])), asize)
+        down, along = (1, mr) if type(self.a) is Strips else self.a.steps
         per = 2 if self.native else 1
         unroll = self.unroll
 
         def body(k, accs):
             accs = list(accs)
             bk = e.offset(b0, e.mul(k, const("i32", nr)), size)
-            along = const("i32", per * self.a.steps[1])
-            ak = [e.offset(p, e.mul(k, along), asize) for p in a0]
+            ak = e.offset(a0, e.mul(k, const("i32", per * along)), asize)
             for u in range(unroll):
                 bs = []
                 for v in range(nv):
@@ -442,13 +549,25 @@ class _Kernel:
                         )
                     )
                 for r in range(mr):
-                    p = e.offset(ak[r], const("i32", u * per * self.a.steps[1]), asize)
+                    p = e.offset(ak, const("i32", r * down + u * per * along), asize)
                     av = self.broadcast(e, p, asize)
                     for v in range(nv):
                         accs[r * nv + v] = self.multiply(e, av, bs[v], accs[r * nv + v])
             return accs
 
-        done = e.loop(0, self.stop, unroll, body, init)
+        chunks = self.b.shape[0] // CHUNK
+        if chunks > 1 and type(self.out) is Buffer:
+
+            def chunk(start: Val, accs):
+                self.ask(g, e.op("udiv", "i32", start, const("i32", CHUNK)), chunks, i, j, mr, nv)
+                end = e.add(start, const("i32", CHUNK))
+                if isinstance(self.stop, Val):
+                    end = prefix.smaller(e, end, self.stop)
+                return e.loop(start, end, unroll, body, [(t, x) for x in accs])
+
+            done = e.loop(0, self.stop, CHUNK, chunk, init)
+        else:
+            done = e.loop(0, self.stop, unroll, body, init)
         for r in range(mr):
             for v in range(nv):
                 value = Val(self.acc, "v", done[r * nv + v], n=lanes)
@@ -456,6 +575,30 @@ class _Kernel:
                     pass
                 self.out.put(g, spots[r][v], floats.convert(e, value, self.out.type.elem)
                              if self.acc != self.out.type.elem else value)  # fmt: skip
+
+    def ask(self, g: Nest, chunk: Val, chunks: int, i: Val, j: Val, mr: int, nv: int) -> None:
+        """Ask for a share of what comes next: the following rows of the result, and the panel to
+        be packed next, of which every block asks for some rows."""
+        e = g.e
+        each = -(-mr // chunks)
+        row = e.add(e.add(i, const("i32", mr)), e.mul(chunk, const("i32", each)))
+        for r, v in ((r, v) for r in range(each) for v in range(nv)):
+            at = (e.add(row, const("i32", r)), e.add(j, const("i32", v * self.lanes)))
+            access.prefetch(e, self.out.address(e, at), near=True)
+        if self.coming is None:
+            return
+        source, column, m = self.coming
+        rows = self.b.shape[0]
+        each = -(-rows * mr // (m * chunks))
+        row = e.op("udiv", "i32", e.mul(i, const("i32", rows)), const("i32", m))
+        row = e.add(row, e.mul(chunk, const("i32", each)))
+        for r, v in ((r, v) for r in range(each) for v in range(nv)):
+            base = g.affine(column, 1, v * self.lanes)
+            ramp = Val("i32", "a", n=self.lanes, base=base, stride=const("i32", 1),
+                       level=base.level)  # fmt: skip
+            k = e.add(row, const("i32", r))
+            k.level = e.scope.level
+            ahead(g, source, (k, ramp))
 
     def broadcast(self, e, p: Val, size: int) -> str:
         word = "i32" if self.native else self.elem

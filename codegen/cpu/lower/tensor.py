@@ -236,6 +236,17 @@ class Buffer(Tensor):
         access.store(g.e, self.type.elem, self.address(g.e, idx), value, None, n)
 
 
+class Fresh(Tensor):
+    """What a loop adds to: a constant in the first iteration, before its buffer was written."""
+
+    def __init__(self, buffer: Buffer, value: Const, first: Val) -> None:
+        super().__init__(buffer.type)
+        self.buffer, self.value, self.first, self.inputs = buffer, value, first, (buffer,)
+
+    def at(self, g, idx):
+        return g.e.select(self.first, g.at(self.value, idx), g.at(self.buffer, idx))
+
+
 class Tee(Map):
     """A tensor that its first reader writes down on the way: a reduction, which visits every
     element once, so that a block is computed, kept and summed up in one pass. ``kept`` is what

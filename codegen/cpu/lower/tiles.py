@@ -7,7 +7,7 @@ panels of bf16 pairs, and the accumulators are loaded from and stored to the res
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
-from codegen.cpu.lower.tensor import Buffer, Tensor, nest
+from codegen.cpu.lower.tensor import Buffer, Fresh, Tensor, nest
 
 ROW_BYTES = 64
 NEAR_BYTES = 20 << 10  # of a first-level cache that two threads may share
@@ -43,7 +43,9 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
     m, k = a.shape
     m_stop, n_stop, k_stop = live
     zero = c.constant() == 0
-    if not zero and c is not out:
+    if isinstance(c, Fresh):
+        e.branch_if(c.first, lambda: low.write(c.value, out))
+    elif not zero and c is not out:
         low.write(c, out)
     low.uses_tiles = True
     width = panel.width
