@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-
 # Seconds between two calls: threads of a library that just ran go on turning for some milliseconds,
 # on the processors that the next one needs.
 PAUSE = 0.03
