@@ -57,8 +57,8 @@ def _literal(fn: Function, op: Op) -> Op | None:
             if dtype.bits == 16 and value not in (0.0, 1.0, float("inf"), float("-inf")):
                 return None  # rounding is the machine's business
         elif dtype.kind == "int" and np.isfinite(numbers[0]):
-            value = int(numbers[0]) % 2**dtype.bits  # wraps
-            value -= 2**dtype.bits if value > dtype.limits[1] else 0
+            wrapped = int(numbers[0]) % 2**dtype.bits
+            value = wrapped - (2**dtype.bits if wrapped > dtype.limits[1] else 0)
         else:
             return None
     elif definition.elementwise and definition.numpy and op.operands and None not in numbers:
