@@ -1,0 +1,208 @@
+"""``tkpy timeline`` and ``tkpy cost``: what a kernel will do on a device, before it runs there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from codegen.cost import KINDS, Cost, evaluate
+from codegen.expr import text
+from tkpy.ahead import Setting, call_of
+from tkpy.cli.app import NotFound
+from tkpy.cli.find import find
+from tkpy.cli.options import AsJson, Dtype, DtypeName, KernelName, setting
+from tkpy.cli.output import console, print_json
+from tkpy.kernel import Kernel
+from tkpy.pipeline.device import DEVICES, Device, device
+from tkpy.pipeline.of_kernel import estimate, front_end, plan
+
+Values = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=VALUE]...",
+        help="Sizes of named dimensions and values of constants: N=4096 causal=true.",
+    ),
+]
+DeviceName = Annotated[
+    str, typer.Option("--device", help=f"One of {', '.join(DEVICES)}, or cpu: this one, measured.")
+]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Where to draw: STEM.png and STEM.svg.")
+]
+
+_SAYS = {
+    "matrix": "FLOPs of products",
+    "vector": "FLOPs of arithmetic",
+    "special": "special functions",
+    "load": "bytes loaded by programs",
+    "store": "bytes stored by programs",
+}
+
+
+def given(kernel: Kernel, dtype: Dtype, values: Sequence[str] | None):
+    """The setting that ``NAME=VALUE`` texts describe, and sizes for all dimensions."""
+    sizes, constants = [], []
+    dims = {d.name for d in kernel.signature.dims}
+    for item in values or ():
+        name, equals, value = item.partition("=")
+        if not equals or not value:
+            raise NotFound(f"{item!r} is not NAME=VALUE")
+        if name in dims:
+            if not value.isascii() or not value.isdigit() or int(value) == 0:
+                raise NotFound(f"{item}: a size is a positive number of elements")
+            sizes.append((name, int(value)))
+        else:
+            constants.append((name, value))
+    chosen = setting(kernel, dtype, sizes, constants)
+    return chosen, dict(call_of(kernel, chosen).sizes)
+
+
+def timeline(
+    kernel: KernelName,
+    values: Values = None,
+    device_name: DeviceName = "h100",
+    dtype: DtypeName = Dtype.bf16,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a kernel's pipeline on a device, check it, and draw it.
+
+    One lane for each role and each stage; hatched where a role waits. Without -o the picture is
+    KERNEL-DEVICE.png and .svg here.
+    """
+    from tkpy.pipeline.check import verify
+    from tkpy.pipeline.picture import draw
+
+    found = find(kernel).kernel
+    machine = device(device_name)
+    chosen, sizes = given(found, dtype, values)
+    planned = plan(found, machine, sizes, chosen)
+    verify(planned.pipeline)
+    result = estimate(planned, machine)
+    line = result.timeline
+    peak = machine.products(planned.dtype) / machine.share
+    facts = {
+        "kernel": found.name,
+        "device": machine.name,
+        "sizes": sizes,
+        "seconds": result.seconds,
+        "of_matrix_peak": result.flops / peak,
+        "binding": line.binding,
+        "busy": {k: line.used(k) for k in line.busy},
+        "stalls": {f"{a}: {b}": s / line.time for (a, b), s in line.stalls.items()},
+        "rings": {r.name: r.stages for r in line.pipeline.rings},
+        "shared": line.pipeline.shared_used,
+    }
+    said = ", ".join(f"{n}={v}" for n, v in sizes.items())
+    title = (
+        f"{found.name} on {machine.title} ({said}): {_time(result.seconds)}, "
+        f"{result.flops / peak:.0%} of the matrix peak, bound by {line.binding}"
+    )
+    stem = out.with_suffix("") if out else Path(f"{found.name}-{machine.name}")
+    facts["pictures"] = [str(p) for p in draw(line, title, stem)]
+    if as_json:
+        print_json(facts)
+        return
+    screen = console()
+    screen.print(f"[bold]{title}[/]", soft_wrap=True)
+    table = Table("", "share of the time", box=box.SIMPLE, pad_edge=False)
+    for name, share in sorted(facts["busy"].items(), key=lambda kv: -kv[1]):
+        table.add_row(f"{name} works", f"{share:.0%}")
+    for name, share in sorted(facts["stalls"].items(), key=lambda kv: -kv[1])[:8]:
+        table.add_row(
+            f"{name.partition(': ')[0]} waits for {name.partition(': ')[2]}", f"{share:.0%}"
+        )
+    screen.print(table)
+    screen.print(f"drawn: {' '.join(facts['pictures'])}", soft_wrap=True)
+
+
+def cost(
+    kernel: KernelName,
+    values: Values = None,
+    device_name: Annotated[
+        str | None, typer.Option("--device", help="Add its roofline time; draws with -o.")
+    ] = None,
+    dtype: DtypeName = Dtype.bf16,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """FLOPs, bytes and intensity of a kernel, as expressions and as numbers.
+
+    Sizes that are tile sides, and those that are not given, are chosen as for **tkpy show**.
+    """
+    found = find(kernel).kernel
+    chosen, sizes = given(found, dtype, values)
+    _, amounts = front_end(found, chosen)
+    rows = _rows(amounts, sizes)
+    facts: dict = {
+        "kernel": found.name,
+        "sizes": sizes,
+        "amounts": {n: {"expression": e, "number": v} for n, e, v in rows},
+        "notes": amounts.notes,
+    }
+    if device_name is not None:
+        machine = device(device_name)
+        facts["device"] = _roofline(found, chosen, amounts, sizes, machine, str(dtype), out)
+    if as_json:
+        print_json(facts)
+        return
+    said = ", ".join(f"{n}={v}" for n, v in sizes.items())
+    screen = console()
+    screen.print(f"[bold]{found.name}[/] {said}, {dtype}", soft_wrap=True)
+    table = Table("", "number", "expression", box=box.SIMPLE, pad_edge=False)
+    for name, expression, number in rows:
+        table.add_row(name, f"{number:,.4g}" if number < 1e15 else f"{number:.4g}", expression)
+    screen.print(table)
+    for note in amounts.notes:
+        screen.print(f"bounded from above: {note}", soft_wrap=True)
+    for name, value in facts.get("device", {}).items():
+        screen.print(f"{name}: {value}", soft_wrap=True)
+
+
+def _rows(amounts: Cost, sizes: dict[str, int]) -> list[tuple[str, str, float]]:
+    rows: list[tuple[str, str, float]] = []
+    for kind in KINDS:
+        e = amounts.expression(kind)
+        if e != 0:
+            rows.append((_SAYS[kind], _text(e), amounts.number(kind, sizes)))
+    once = amounts.bytes()
+    bytes_ = evaluate(once, sizes)
+    flops = sum(amounts.number(k, sizes) for k in ("matrix", "vector", "special"))
+    rows.append(("bytes, each tensor once", _text(once), bytes_))
+    rows.append(("FLOPs a byte", "all FLOPs / bytes", flops / bytes_ if bytes_ else 0.0))
+    return rows
+
+
+def _text(e) -> str:
+    try:
+        return text(e)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return str(e)
+
+
+def _roofline(found, chosen: Setting, amounts: Cost, sizes, machine: Device, dtype, out) -> dict:
+    from tkpy.pipeline.predict import roofline_seconds
+
+    seconds, bound = roofline_seconds(amounts, sizes, machine)
+    flops = sum(amounts.number(k, sizes) for k in ("matrix", "vector", "special"))
+    bytes_ = evaluate(amounts.bytes(), sizes)
+    facts = {"device": machine.title, "at best": _time(seconds), "bound by": bound}
+    if out is not None:
+        from tkpy.pipeline.picture import roofline
+
+        points = {found.name: (flops / bytes_, flops / seconds)}
+        drawn = roofline(points, machine, dtype, out.with_suffix(""))
+        facts["drawn"] = " ".join(map(str, drawn))
+    return facts
+
+
+def _time(seconds: float) -> str:
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if seconds >= unit:
+            return f"{seconds / unit:.3g} {name}"
+    return f"{seconds / 1e-9:.3g} ns"
