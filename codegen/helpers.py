@@ -62,6 +62,60 @@ def round_even(x):
 def truncate(x):
     return tl.where(x < 0, tl.ceil(x), tl.floor(x))
 """,
+    "count_bins": """@triton.jit
+def count_bins(x, bins: tl.constexpr, block: tl.constexpr):
+    # What is no bin is not counted; Triton leaves it open.
+    flat = tl.reshape(x, (x.numel,))
+    return tl.histogram(flat.to(tl.int32), block, mask=(flat >= 0) & (flat < bins))
+""",
+    "rank_key": """@triton.jit
+def rank_key(value, position):
+    if value.dtype == tl.float32:
+        bits = (value + 0.0).to(tl.int32, bitcast=True)  # -0 is 0
+        # A negative number's bits fall as it rises: all are turned, of others the sign only.
+        high = tl.where(value != value, -1, bits ^ ((bits >> 31) | -2147483648))
+    else:
+        high = value ^ -2147483648
+    low = ~position.to(tl.uint32, bitcast=True)  # the smaller position wins
+    return (high.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | low.to(tl.uint64)
+""",
+    "key_position": """@triton.jit
+def key_position(key):
+    return (~key.to(tl.uint32)).to(tl.int32, bitcast=True)
+""",
+    "key_i32": """@triton.jit
+def key_i32(key):
+    return (key >> 32).to(tl.int32) ^ -2147483648
+""",
+    "key_f32": """@triton.jit
+def key_f32(key):
+    high = (key >> 32).to(tl.int32)
+    value = (high ^ (~(high >> 31) | -2147483648)).to(tl.float32, bitcast=True)
+    value = tl.where(high == -1, float("nan"), value)
+    return tl.where(key == 0, float("-inf"), value)
+""",
+    "largest": """@triton.jit
+def largest(keys, k: tl.constexpr, block: tl.constexpr):
+    # k rounds, each of which takes the largest of every row out.
+    slot = tl.arange(0, block)[None, :]
+    out = tl.zeros((keys.shape[0], block), tl.uint64)
+    for r in range(k):
+        top = tl.max(keys, axis=1)[:, None]
+        out = tl.where(slot == r, top, out)
+        keys = tl.where(keys == top, tl.zeros_like(keys), keys)
+    return out
+""",
+    "largest_of_both": """@triton.jit
+def largest_of_both(some, more, k: tl.constexpr, block: tl.constexpr):
+    slot = tl.arange(0, block)[None, :]
+    out = tl.zeros((some.shape[0], block), tl.uint64)
+    for r in range(k):
+        top = tl.maximum(tl.max(some, axis=1), tl.max(more, axis=1))[:, None]
+        out = tl.where(slot == r, top, out)
+        some = tl.where(some == top, tl.zeros_like(some), some)
+        more = tl.where(more == top, tl.zeros_like(more), more)
+    return out
+""",
     "product": """@triton.jit
 def _times(a, b):
     return a * b

@@ -11,6 +11,8 @@ from codegen.ops import (
     mask,
     memory,
     mma,
+    order,
+    random,
     reduce,
     structure,
 )
@@ -38,6 +40,8 @@ TABLE: dict[str, OpDef] = {
         memory.SCATTER,
         memory.SCATTER_ADD,
         mma.MMA,
+        random.RANDOM,
+        *order.ROWS,
         reduce.REDUCE,
         reduce.ARGREDUCE,
         reduce.SCAN,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import verbs_numbers  # noqa: F401  adds to CASES
+import verbs_order  # noqa: F401
 from verbs import CASES
 
 import tkpy as tk

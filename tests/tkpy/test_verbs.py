@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import verbs_numbers  # noqa: F401  adds to CASES
+import verbs_order  # noqa: F401
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from verbs import CASES
