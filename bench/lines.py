@@ -35,6 +35,7 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "layernorm and rmsnorm": (("layernorm", "rmsnorm"), 35, 112),
     "rotary": (("rotary",), 20, 77),
     "short convolution": (("short_conv",), 30, 131),
+    "FFT convolution": (("fftconv",), None, None),
     "gemm": (("gemm",), None, None),
     "softmax": (("softmax",), None, None),
     "cross entropy": (("cross_entropy",), None, None),

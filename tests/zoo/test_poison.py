@@ -6,6 +6,9 @@ from zoo_helpers import made, outputs, poisoned, same_bits
 
 import zoo
 from tkpy.execution import strict
+from zoo.kernels.fft import factors_of
+from zoo.kernels.fft import tables as tables_of
+from zoo.kernels.fftconv import spectrum
 
 STATE = ("t0", "t1", "t2", "s0", "s1", "s2")
 
@@ -36,6 +39,12 @@ def mamba2(n, s, p, g=1, **more):
     a = torch.zeros(1, 2, n) - torch.arange(n) % 5
     x, b, c = (made(1, h, n, d, seed=k) for k, (h, d) in enumerate(((2, p), (g, s), (g, s))))
     return "mamba2", (x, a, b, c), {"new_state": True, **more}
+
+
+def fftconv(rows, n):
+    p, q = factors_of(n)
+    tables = (spectrum(made(2, 30, seed=1), n), *tables_of(p, q, -1, torch.device("cpu")))
+    return "fftconv", (made(2, 2, rows, q), *tables), {"batches": 1}
 
 
 CLASSES = torch.arange(17) * 2
@@ -70,6 +79,7 @@ CASES = {
         (made(1, 1, 5), made(5, 3, seed=1)),
         {"state": made(1, 2, 5), "new_state": True},
     ),
+    "fftconv": fftconv(3, 90),
     "attention": ("attention", heads(70, 45, 40), {"lse": True}),
     "attention, causal": (
         "attention",

@@ -20,6 +20,7 @@ _MODULES = {
     "rotary": "rotary",
     "short_conv": "short_conv",
     "attention": "attention",
+    "fftconv": "fftconv",
     "linear_attention": "linear_attention",
     "mamba2": "mamba2",
     "based": "based",
