@@ -86,4 +86,14 @@ def interpreter(
         json_file.write_text(json.dumps(rows, indent=1))
 
 
+@app.command()
+def timeline(
+    device: Annotated[str, typer.Option(help="h100, h200, b200, a100 or mi300x.")] = "h100",
+) -> None:
+    """Simulated pipelines beside ThunderKittens' published figures: no GPU is needed."""
+    from bench.timeline import run
+
+    run(device)
+
+
 app()

@@ -412,7 +412,8 @@ def _cause(run: Run, first: Access, then: Access) -> str:
         first.thread != then.thread
         and run.threads[first.thread].role is run.threads[then.thread].role
     ):
-        between = "the store" if isinstance(two, StoreAsync) else "the next touch"
+        stored = isinstance(one, StoreAsync) or isinstance(two, StoreAsync)
+        between = "the store" if stored else "the next touch"
         return f"the warps of a role are not in step: a barrier is missing before {between}"
     if first.fill is None:
         return "a tile has no semaphore, and two roles share it: make it a ring"
