@@ -91,6 +91,10 @@ STATEFUL = {"state": True, "new_state": True}
     [
         ("linear_attention", {"F": 64, "V": 64}, STATEFUL, 16),
         ("mamba2", {"S": 64, "P": 64}, STATEFUL, 64),
+        ("hedgehog", {"D": 128, "E": 64, "V": 128}, {"new_state": True, "new_norm": True}, 512),
+        ("linear_cross_entropy", {}, {"lse": True}, 64),
+        ("flux_gelu", {}, {}, 0),
+        ("flux_gate", {}, {}, 0),
     ],
     ids=str,
 )

@@ -19,8 +19,15 @@ def run(q, k, v, slope=SLOPES, state=None, **options):
     return linear_attention(q, k, v, slope, state=state, new_state=True, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("f, v", [(16, 24), (5, 70)])
+@pytest.mark.parametrize(
+    "f, v, dtype",
+    [
+        (16, 24, torch.float32),
+        (16, 24, torch.bfloat16),
+        *(pytest.param(5, 70, dtype, marks=pytest.mark.slow) for dtype in DTYPES),
+    ],
+    ids=str,
+)
 def test_chunks_with_state(f, v, dtype):
     for n in (1, 63, 64, 65, 130):
         state = made(1, 3, f, v, seed=7)
@@ -40,6 +47,7 @@ def test_it_is_the_recurrence():
     torch.testing.assert_close(last[0].double(), s, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_and_columns_do_not_matter():
     q, k, v = inputs(70)
     first = run(q, k, v, chunk=16, cols=16)

@@ -25,8 +25,15 @@ def cut(tensors, part):
     return [t[:, :, part] for t in tensors]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("s, p", [(16, 24), (5, 70)])
+@pytest.mark.parametrize(
+    "s, p, dtype",
+    [
+        (16, 24, torch.float32),
+        (16, 24, torch.bfloat16),
+        *(pytest.param(5, 70, dtype, marks=pytest.mark.slow) for dtype in DTYPES),
+    ],
+    ids=str,
+)
 def test_chunks_with_state(s, p, dtype):
     for n in (1, 63, 64, 65, 130):
         agrees(mamba2, *inputs(n, s, p, dtype=dtype), within=16)
@@ -46,6 +53,7 @@ def test_it_is_the_recurrence():
     torch.testing.assert_close(last[0].double(), s, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_and_columns_do_not_matter():
     given = inputs(70)
     first = run(*given, chunk=16, cols=16)

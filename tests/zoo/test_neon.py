@@ -5,7 +5,7 @@ import re
 import llvmlite.binding as binding
 import pytest
 import torch
-from test_poison import CASES
+from test_poison import CASES, SLOW
 from zoo_helpers import outputs
 
 import codegen.cpu
@@ -33,7 +33,8 @@ NARROW = ("gemm", "softmax", "rotary", "attention, causal")
 
 @pytest.mark.parametrize(
     "name, dtype",
-    [(n, torch.float32) for n in CASES] + [(n, torch.bfloat16) for n in NARROW],
+    [pytest.param(n, torch.float32, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+    + [(n, torch.bfloat16) for n in NARROW],
     ids=str,
 )
 def test_vector_code_for_arm(name, dtype, machine, capfd, monkeypatch):

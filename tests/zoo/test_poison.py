@@ -47,6 +47,16 @@ def fftconv(rows, n):
     return "fftconv", (made(2, 2, rows, q), *tables), {"batches": 1}
 
 
+def hedgehog(n, m, d, e, v, **more):
+    shapes = ((1, 2, n, d), (1, 1, m, d), (1, 1, m, v), (2, d, e), (2, d, e))
+    given = (*(made(*s, seed=k) for k, s in enumerate(shapes)), torch.ones(2), torch.ones(2) / 3)
+    return "hedgehog", given, {"new_state": True, "new_norm": True, **more}
+
+
+def logits(m, v, d, **more):
+    return "linear_cross_entropy", (made(m, d), made(v, d, seed=1), torch.arange(m) * 2), more
+
+
 CLASSES = torch.arange(17) * 2
 
 CASES = {
@@ -60,6 +70,16 @@ CASES = {
     "softmax of long rows": ("softmax", (made(17, 100),), {"cols": 48}),
     "cross_entropy": ("cross_entropy", (made(5, 41), CLASSES[:5]), {"lse": True}),
     "cross_entropy of many": ("cross_entropy", (made(17, 100), CLASSES), {"cols": 48}),
+    "linear_cross_entropy": logits(5, 41, 23, lse=True),
+    "linear_cross_entropy, everything": logits(
+        17, 100, 40, softcap=3.0, smoothing=0.1, z_loss=0.1, bias=made(100), rows=16, cols=48, depth=16
+    ),
+    "flux_gelu": ("flux_gelu", (made(70, 50), made(33, 50, seed=1), made(33, seed=2)), {}),
+    "flux_gate": (
+        "flux_gate",
+        (made(70, 50), made(33, 50, seed=1), made(33, seed=2), made(33), made(70, 33, seed=3)),
+        {"rows": 48, "cols": 16},
+    ),
     "layernorm": (
         "layernorm",
         (made(5, 41), made(41, seed=1), made(41, seed=2)),
@@ -91,6 +111,11 @@ CASES = {
     "linear_attention with state": decayed(70, 40, 23, state=made(1, 2, 40, 23, seed=4)),
     "mamba2": mamba2(41, 5, 23, chunk=16, cols=16),
     "mamba2 with state": mamba2(70, 40, 23, g=2, state=made(1, 2, 40, 23, seed=4)),
+    "hedgehog": hedgehog(30, 41, 20, 5, 23, window=7, rows=16, cols=16),
+    "hedgehog, sliding, with state": hedgehog(
+        41, 50, 8, 16, 8, style="sliding", window=20, cols=32,
+        state=made(1, 2, 32, 8), norm=made(1, 2, 32).abs(),
+    ),
     "based": based(41, 5, 23, chunk=16, cols=16),
     "based with state": based(20, 16, 33, **state(1, 2, 16, 33)),
     "based of one chunk": based(3, 1, 1),
@@ -102,8 +127,30 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+#: Cases of larger kernels of which another case, or fp32, is tried every time.
+SLOW = {
+    "linear_attention with state", "mamba2 with state", "hedgehog, sliding, with state",
+    "linear_cross_entropy",
+}  # fmt: skip
+_LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
+FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+
+
+@pytest.mark.parametrize(
+    "case, dtype",
+    [
+        pytest.param(
+            n,
+            dtype,
+            marks=pytest.mark.slow
+            if n in SLOW or (dtype is torch.bfloat16 and CASES[n][0] in _LARGE)
+            else (),
+        )
+        for n in CASES
+        for dtype in (torch.float32, torch.bfloat16)
+    ],
+    ids=str,
+)
 def test_dead_elements_do_not_matter(case, dtype):
     name, args, keywords = CASES[case]
     kernel = zoo.kernels()[name]

@@ -15,6 +15,9 @@ _MODULES = {
     "gemm": "gemm",
     "softmax": "softmax",
     "cross_entropy": "cross_entropy",
+    "linear_cross_entropy": "linear_cross_entropy",
+    "flux_gelu": "flux",
+    "flux_gate": "flux",
     "layernorm": "norm",
     "rmsnorm": "norm",
     "rotary": "rotary",
@@ -23,6 +26,7 @@ _MODULES = {
     "fftconv": "fftconv",
     "linear_attention": "linear_attention",
     "mamba2": "mamba2",
+    "hedgehog": "hedgehog",
     "based": "based",
     "based_decode": "based",
 }
