@@ -202,4 +202,11 @@ def work() -> dict[str, Callable[[], Work]]:
     rows["cross entropy 1024x32000"] = _cross_entropy
     for n in (8192, 32768):
         rows[f"based {n}"] = lambda n=n: _based(n)
+    from bench import sequence  # which takes Work from here
+
+    rows["linear attention 8192"] = lambda: sequence.linear(8192)
+    rows["mamba2 4096"] = lambda: sequence.ssd(4096)
+    rows["hedgehog 4096"] = lambda: sequence.hybrid(4096)
+    rows["linear cross entropy 1024x1024x32000"] = lambda: sequence.projected(1024, 1024, 32000)
+    rows["flux gelu 1024x1024x4096"] = lambda: sequence.gelu(1024, 1024, 4096)
     return rows

@@ -50,6 +50,7 @@ class Scope:
     symbols: set[Symbol] = field(default_factory=set)
     shared: dict[object, str] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    released: set[str] = field(default_factory=set)  # names of scopes in it that are over
 
 
 class Printer:
@@ -88,10 +89,17 @@ class Printer:
 
     # -- names -----------------------------------------------------------------------------
 
-    def fresh(self, wanted: str) -> str:
+    def fresh(self, wanted: str, level: int | None = None) -> str:
+        """A name for the scope ``level``, the innermost if none is given.
+
+        In a loop's iteration the names of loops inside it that are over are free again, but not for
+        what lies outside the loop: the next iteration would overwrite that.
+        """
         wanted = re.sub(r"\W", "_", wanted) or "t"
+        inside = self.scopes[level + 1 :] if level is not None else []
+        used = set().union(self.taken, *(s.released for s in inside))
         name, k = wanted, 0
-        while name in self.taken or name in helpers.SOURCES:
+        while name in used or name in helpers.SOURCES:
             k += 1
             name = f"{wanted}_{k}"
         self.taken.add(name)
@@ -159,7 +167,9 @@ class Printer:
             name = self.names.pop(value)
             if name not in keep:
                 self.taken.discard(name)
+                inner.released.add(name)
         self.taken -= set(inner.shared.values())
+        self.scopes[-1].released |= inner.released | set(inner.shared.values())
         inner.lines = [f"    {line}" for line in inner.lines or ["pass"]]
 
     def comment(self, loc: Loc) -> list[str]:
@@ -175,11 +185,11 @@ class Printer:
             if key in s.shared:
                 return s.shared[key]
         missing = set(symbols)
-        for s in self.scopes:
+        for level, s in enumerate(self.scopes):  # noqa: B007
             missing -= s.symbols
             if not missing:
                 break
-        name = self.fresh(wanted)
+        name = self.fresh(wanted, level)
         s.lines += wrapped(f"{name} = {body}")
         s.shared[key] = name
         return name
@@ -202,7 +212,7 @@ class Printer:
         for s in self.scopes[: level + 1]:
             if key in s.shared:
                 return s.shared[key]
-        name = self.fresh(wanted)
+        name = self.fresh(wanted, level)
         self.scopes[level].lines += wrapped(f"{name} = {body}")
         self.scopes[level].shared[key] = name
         return name

@@ -5,7 +5,7 @@ import re
 import llvmlite.binding as binding
 import pytest
 import torch
-from test_poison import CASES, SLOW
+from test_poison import CASES, LARGE, SLOW
 from zoo_helpers import outputs
 
 import codegen.cpu
@@ -33,7 +33,12 @@ NARROW = ("gemm", "softmax", "rotary", "attention, causal")
 
 @pytest.mark.parametrize(
     "name, dtype",
-    [pytest.param(n, torch.float32, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+    [
+        pytest.param(
+            n, torch.float32, marks=pytest.mark.slow if n in SLOW or CASES[n][0] in LARGE else ()
+        )
+        for n in CASES
+    ]
     + [(n, torch.bfloat16) for n in NARROW],
     ids=str,
 )

@@ -132,7 +132,7 @@ SLOW = {
     "linear_attention with state", "mamba2 with state", "hedgehog, sliding, with state",
     "linear_cross_entropy",
 }  # fmt: skip
-_LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
+LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
 FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
 
 
@@ -143,7 +143,7 @@ FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for
             n,
             dtype,
             marks=pytest.mark.slow
-            if n in SLOW or (dtype is torch.bfloat16 and CASES[n][0] in _LARGE)
+            if n in SLOW or (dtype is torch.bfloat16 and CASES[n][0] in LARGE)
             else (),
         )
         for n in CASES
