@@ -46,4 +46,11 @@ def function(fn):
     return _Inlined(fn)
 
 
+def tuned(kernel):
+    """The kernel with the tile sizes that ``kernel.tune(...)`` remembered: ``tkpy.tune.tuned``."""
+    from tkpy.tune import tuned as remembered
+
+    return remembered(kernel)
+
+
 __version__ = "0.1.0"

@@ -76,6 +76,12 @@ class Kernel:
         self.reference_fn, self.reference_options = fn, dict(options)
         return fn
 
+    def tune(self, *args: object, **options):
+        """Chooses tile sizes for calls like this one and remembers them: ``tkpy.tune.tune``."""
+        from tkpy.tune import tune
+
+        return tune(self, *args, **options)
+
     # -- calling ---------------------------------------------------------------------------
 
     def __call__(self, *args: object, **kwargs: object):

@@ -1,4 +1,4 @@
-"""The command ``tkpy``: list, show, export, check, inspect, timeline, cost and demo."""
+"""The command ``tkpy``: list, show, export, check, inspect, timeline, cost, tune and demo."""
 
 from tkpy.cli.app import app
 from tkpy.cli.check import check
@@ -8,9 +8,10 @@ from tkpy.cli.inspect import inspect
 from tkpy.cli.listing import list_kernels
 from tkpy.cli.show import show
 from tkpy.cli.timeline import cost, timeline
+from tkpy.cli.tune import tune
 
 __all__ = ["app"]
 
 app.command("list")(list_kernels)
-for command in (show, export, check, inspect, timeline, cost, demo):
+for command in (show, export, check, inspect, timeline, cost, tune, demo):
     app.command()(command)

@@ -18,8 +18,9 @@ import sympy
 from codegen.cost import Cost, Work, cost, evaluate
 from codegen.expr import Expr, Symbol
 from codegen.ir import Function, Op, Value, loop_parts
-from tkpy.ahead import Setting, lower_for
+from tkpy.ahead import Setting, key_of
 from tkpy.kernel import Kernel
+from tkpy.lower import VariantKey
 from tkpy.pipeline.derive import WARPGROUP, derive, split_registers
 from tkpy.pipeline.device import Device
 from tkpy.pipeline.events import (
@@ -93,6 +94,11 @@ def front_end(kernel: Kernel, setting: Setting) -> tuple[Function, Cost]:
 
     The cost is counted at once: passes change the function in place.
     """
+    return front_end_of(kernel, key_of(kernel, setting))
+
+
+def front_end_of(kernel: Kernel, key: VariantKey) -> tuple[Function, Cost]:
+    """The same of a variant."""
     found: list[Cost] = []
     plans: list[Function] = []
 
@@ -103,7 +109,7 @@ def front_end(kernel: Kernel, setting: Setting) -> tuple[Function, Cost]:
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        lower_for(kernel, setting, watch=watch)
+        kernel.lower(key, watch=watch)
     return plans[0], found[0]
 
 
@@ -121,6 +127,13 @@ def plan(kernel: Kernel, device: Device, sizes: Mapping[str, int], setting: Sett
     (shared memory, for one).
     """
     fn, amounts = front_end(kernel, setting)
+    return plan_of(kernel, fn, amounts, device, sizes)
+
+
+def plan_of(
+    kernel: Kernel, fn: Function, amounts: Cost, device: Device, sizes: Mapping[str, int]
+) -> Planned:
+    """The same from what :func:`front_end` gave."""
     return _Reader(kernel, fn, amounts, device, sizes).planned()
 
 

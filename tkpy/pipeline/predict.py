@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from codegen.cost import Cost, evaluate
+import sympy
+
+from codegen.cost import Cost, Work, evaluate
+from codegen.ir import Function
 from tkpy.pipeline.device import Device
 
 
@@ -25,3 +28,45 @@ def roofline_seconds(cost: Cost, sizes: Mapping[str, int], device: Device) -> tu
     }
     name = max(parts, key=lambda k: parts[k])
     return parts[name], name
+
+
+#: Seconds to start a program, and one tile operation, on a CPU: what small tiles cost.
+_PROGRAM, _OPERATION = 0.3e-6, 40e-9
+#: Bytes of tiles that stay close to a core.
+_NEAR = 1 << 20
+
+
+def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Device) -> float:
+    """Seconds of a kernel on this CPU; ``device`` is ``this_cpu()``.
+
+    Products, arithmetic and special functions of a core follow each other; loads run under them
+    until memory is the slower. What a program loads comes from a cache, each tensor once from
+    memory. Programs and tile operations cost something each, cores beyond the programs idle, and
+    tiles larger than a core's cache are moved at the speed of memory.
+    """
+    types = {w.dtype.name for w in cost.works if w.kind == "matrix"}
+    matrix = sum(cost.number("matrix", sizes, t) / device.products(t) for t in types)
+    vector = cost.number("vector", sizes) / device.vector
+    special = cost.number("special", sizes) / device.special
+    moved = cost.number("load", sizes) + cost.number("store", sizes)
+    memory = evaluate(cost.bytes(), sizes) / device.dram
+    near = max((_bytes(w) for w in cost.works), default=0) <= _NEAR
+    traffic = moved / (device.l2 if near else device.dram)
+    programs = evaluate(sympy.Mul(*[n for _, n in fn.grid]), sizes)
+    cores = device.units
+    idle = cores * -(-programs // cores) / programs if programs else 1.0
+    operations = sum(evaluate(_times(w), sizes) for w in cost.works)
+    small = (_PROGRAM * programs + _OPERATION * operations) / cores
+    return max((matrix + vector + special + traffic) * idle + small, memory)
+
+
+def _bytes(w: Work) -> int:
+    out = 4
+    for f in w.factors:
+        out *= f.side
+    return out
+
+
+def _times(w: Work) -> sympy.Expr:
+    """How often an operation is executed."""
+    return Work(w.kind, 1, (), w.loops, w.when, w.op, w.dtype).total()
