@@ -206,6 +206,11 @@ class Binder:
             )
         if value.layout is not torch.strided:
             raise self._fail(f"{p.name} is {value.layout}, not a dense tensor", ".to_dense()")
+        if value.is_neg():
+            raise self._fail(
+                f"{p.name} is a lazily negated view, as the imaginary part of a conjugate is",
+                f"{p.name}.resolve_neg()",
+            )
         dtype = dtype_of(value)
         if isinstance(spec.dtype, DType):
             if dtype != spec.dtype:

@@ -113,7 +113,7 @@ class Replay:
         for (name, kind), value in given:
             of = type(value)
             if kind == _TENSOR and (of is torch.Tensor or of is torch.nn.Parameter):
-                if value.layout is not torch.strided:
+                if value.layout is not torch.strided or value.is_neg():
                     return None
                 if value.requires_grad and torch.is_grad_enabled():
                     return None

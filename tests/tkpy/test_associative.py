@@ -162,6 +162,9 @@ def wrong(x: tk.Global["M N"], o: tk.Out["M N"], decay: tk.f32, n: tk.i32, *, ca
         t = tk.associative_scan(t, lambda l, r: tk.sum(l) + r, 1)
     if case == "tile":
         t = tk.associative_scan(t, lambda l, r: t, 1)
+    if case == "complex":
+        z = tk.complex(t, t)
+        t = tk.associative_scan(z, lambda l, r: tk.abs(l * r), 1).real
     if case == "scalar":
         t = tk.associative_scan(decay, lambda l, r: l + r)
     if case == "apply":
@@ -185,6 +188,7 @@ def wrong(x: tk.Global["M N"], o: tk.Out["M N"], decay: tk.f32, n: tk.i32, *, ca
         ("operator", "3 is not an operator"),
         ("reduction", "there is nothing to reduce|takes a tile or a vector"),
         ("tile", "the operator reads t"),
+        ("complex", "gives f32 scalar for elements of complex 32x32 f32"),
         ("scalar", "takes a tile, a vector or a tuple"),
         ("apply", "its offsets are row= and col="),
         ("apply vector", "its offsets are start="),

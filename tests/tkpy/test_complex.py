@@ -162,6 +162,8 @@ def flow(x: tk.Global["N", tk.c64], o: tk.Out["K N", tk.c64], n: tk.i32):
     tk.store(o, w - tk.complex(re, im), (2, i))
     tk.store(o, turned(w, n), (3, i))
     tk.store(o, tk.load(x, tk.at(0)) + z * 0, (4, i))
+    rotated = tk.associative_scan(tk.load(x, i, shape=16), lambda l, r: l * r)
+    tk.store(o, rotated, (5, i))
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
@@ -169,8 +171,9 @@ def test_complex_values_go_round_loops_and_out_of_branches(n):
     x = drawn(37, seed=1)
     z = x.to(torch.complex128)
     w = 2 * z if n > 2 else z
-    want = [z**n, z.conj() if n > 2 else z + 1, w - z, w * 1j**n, z[0].expand(37)]
-    got = flow(x, n, o=torch.empty(5, 37, dtype=torch.complex64))
+    products = torch.cat([p.cumprod(0) for p in z.split(16)])
+    want = [z**n, z.conj() if n > 2 else z + 1, w - z, w * 1j**n, z[0].expand(37), products]
+    got = flow(x, n, o=torch.empty(6, 37, dtype=torch.complex64))
     assert torch.allclose(got.to(torch.complex128), torch.stack(want), rtol=1e-5, atol=1e-6)
 
 
@@ -352,6 +355,14 @@ def test_what_is_refused_is_said_at_its_line(case, said):
     with pytest.raises(tk.CompileError, match=said) as e:
         wrong(x, torch.zeros(16, 16, dtype=torch.bfloat16), case=case)
     assert "test_complex.py:" in str(e.value)
+
+
+def test_a_lazily_negated_view_is_refused():
+    x, g = drawn(16, 16), drawn(16, 16).conj().imag
+    for _ in range(2):
+        with pytest.raises(tk.CallError, match=r"g is a lazily negated view.*\n.*resolve_neg"):
+            gated(x, g)
+        assert torch.equal(gated(x, g.resolve_neg()), x * g)
 
 
 def test_other_dtypes_are_refused_at_the_call():

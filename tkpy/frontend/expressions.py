@@ -15,7 +15,7 @@ from codegen.ops.base import IRError
 from tkpy.builder import Complex, TensorRef, is_condition, what
 from tkpy.errors import NeedStatic
 from tkpy.frontend.core import Core
-from tkpy.frontend.source import PARTS, Undefined
+from tkpy.frontend.source import Undefined, held
 from tkpy.frontend.syntax import (
     COMPARISONS,
     INSTEAD,
@@ -76,9 +76,7 @@ class Expressions(Core):
                     f"{name} is used before it is defined here: {value.why}",
                     f"assign {name} before, on every way to this line",
                 )
-            if value is PARTS:
-                return Complex(self.f.env[f"{name}.real"], self.f.env[f"{name}.imag"])  # type: ignore
-            return value
+            return held(self.f.env, name)
         if name in self.f.outer:
             value = self.f.outer[name]
             self.globals_read[(self.f.source.file, name)] = value

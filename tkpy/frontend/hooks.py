@@ -22,7 +22,7 @@ from codegen.ops import TABLE
 from codegen.ops.base import IRError
 from tkpy.builder import TileRange, what
 from tkpy.frontend.core import Core
-from tkpy.frontend.source import Frame, Return, Undefined
+from tkpy.frontend.source import Frame, Return, Undefined, held, hold
 from tkpy.frontend.syntax import assigned
 from tkpy.template.knobs import Ring, Role
 
@@ -82,7 +82,7 @@ class Hooks(Core):
         for name, value in zip(hook.parameters, args, strict=True):
             if isinstance(value, Value) and not value.hint:
                 value.hint = name
-            seen[name] = value
+            hold(seen, name, value)
         caller, targets = self.f, self.b.targets
         self.f = Frame(hook.frame.source, seen, hook.frame.outer, hook.frame.depth + 1)
         self.b.targets = []
@@ -239,7 +239,7 @@ class _Run:
                     wanted += "_"
                 if isinstance(value, Value) and not value.hint:
                     value.hint = wanted
-                frame.env[wanted] = value
+                hold(frame.env, wanted, value)
                 names.append(wanted)
             self.names.append(names)
         caller, w.f = w.f, frame
@@ -249,7 +249,7 @@ class _Run:
                 self.loop(self.index, self.many, self.once, rings=True)
             else:
                 self.loop(f"{self.index}_slow", self._outer(), self.several, rings=False)
-            states = [v for names in self.names for v in (frame.env[n] for n in names)]
+            states = [v for names in self.names for v in (held(frame.env, n) for n in names)]
         finally:
             w.f = caller
         self._no_races()
@@ -303,7 +303,7 @@ class _Run:
                 wanted += [_called(v, h.name if alone else f"{h.name}_{n}")
                            for n, v in enumerate(values[h])]  # fmt: skip
             self.takes(role, wanted)
-            returned = self.call(role, k, *[env[n] for n in names], *inputs)
+            returned = self.call(role, k, *[held(env, n) for n in names], *inputs)
             last = role is self.roles[-1]
             free = self.template.kind == "lcsf" or not last
             if len(returned) < len(names) or (len(returned) > len(names) and not free):
@@ -322,7 +322,7 @@ class _Run:
             for n, value in zip(names, returned, strict=False):
                 if isinstance(value, Value) and not value.hint:
                     value.hint = n
-                env[n] = value
+                hold(env, n, value)
         if self.store is not None:
             if not outputs:
                 raise self.bad(

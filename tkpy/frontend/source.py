@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from codegen.ir import Loc
+from tkpy.builder import Complex
 from tkpy.errors import TkError
 
 
@@ -75,6 +76,24 @@ class _Parts:
 #: What a name holds whose value is complex: its parts are under ``name.real``, ``name.imag``, so
 #: that branches and loops hand them on like any two names.
 PARTS = _Parts()
+
+
+def hold(env: dict[str, object], name: str, value: object) -> None:
+    """``name`` holds ``value`` in ``env`` from here on; see ``PARTS``."""
+    if isinstance(value, Complex):
+        for part, v in zip(("real", "imag"), value.parts, strict=True):
+            v.hint = v.hint or f"{name}_{part}"
+            env[f"{name}.{part}"] = v
+        value = PARTS
+    env[name] = value
+
+
+def held(env: dict[str, object], name: str) -> object:
+    """What ``name`` holds in ``env``."""
+    value = env[name]
+    if value is not PARTS:
+        return value
+    return Complex(env[f"{name}.real"], env[f"{name}.imag"])  # type: ignore[arg-type]
 
 
 class Return(Exception):

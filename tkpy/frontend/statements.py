@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from codegen.expr import Boolean, is_index
 from codegen.ir import Region, Type, Value
-from tkpy.builder import Complex, TileRange, what
+from tkpy.builder import TileRange, what
 from tkpy.frontend.core import Core
-from tkpy.frontend.source import PARTS, Return, Undefined
+from tkpy.frontend.source import PARTS, Return, Undefined, hold
 from tkpy.frontend.syntax import (
     INSTEAD,
     assigned,
@@ -94,13 +94,7 @@ class Statements(Core):
         )
 
     def assign(self, name: str, value: object) -> None:
-        """``name`` holds ``value`` from here on; see ``PARTS``."""
-        if isinstance(value, Complex):
-            for part, v in zip(("real", "imag"), value.parts, strict=True):
-                v.hint = v.hint or f"{name}_{part}"
-                self.f.env[f"{name}.{part}"] = v
-            value = PARTS
-        self.f.env[name] = value
+        hold(self.f.env, name, value)
 
     def do_Return(self, node: ast.Return) -> None:
         if self.f.conditional:

@@ -74,11 +74,10 @@ def _filled(x: object, like: Value) -> Value:
 
 
 def _part(x: object, name: str) -> object:
-    if isinstance(x, Complex | builtins.complex):
-        return getattr(x, name)
-    if is_complex(x):
-        return getattr(x, name)  # a tensor's
-    return x
+    """The real or imaginary part of a value, number or tensor; the type of c64's parts."""
+    if not is_complex(x):
+        return x
+    return f32 if isinstance(x, DType) else getattr(x, name)
 
 
 def _split(x: object) -> tuple:
@@ -399,6 +398,19 @@ def _complex_full(shape, value, dtype=f32):
 
 for _name in ("load", "prefetch", "gather_rows"):
     _by_parts(_name)
+
+_loaded = FORMS["load"]
+
+
+@_form("load")
+def _complex_load(t, coord, shape=(), *, dtype=None, **how):
+    """Of a complex tensor, or of a real one as ``dtype=tk.c64``."""
+    if is_complex(t):
+        return _loaded(t, coord, shape, dtype=dtype, **how)
+    return complex.lower(VERBS["load"].lower(t, coord, shape, dtype=f32, **how), 0.0)
+
+
+FORMS["associative_scan"] = lambda *args, **how: VERBS["associative_scan"].lower(*args, **how)
 
 
 def _stored(name: str) -> None:

@@ -243,7 +243,8 @@ def store_add(t, x, coord, *, axis: int | tuple[int, int] | None = None, until=N
 
 def _store_extreme(kind: str, t, x, coord, axis, until) -> None:
     t = tensor(t)
-    if isinstance(x, Value) and x.type.dtype.is_float:
+    x = x if isinstance(x, Value) else current().value(x, t.dtype)
+    if x.type.dtype.is_float:
         # What an atomic makes of a NaN depends on its sign: here it changes nothing.
         b, none = current(), math.inf if kind == "store_min" else -math.inf
         x = b.map("where", b.map("ne", x, x), none, x)

@@ -8,7 +8,7 @@ import math
 from codegen.ir import Region, Type, Value
 from codegen.ops.associative import element_type
 from codegen.ops.base import IRError, says
-from tkpy.builder import current, what
+from tkpy.builder import Complex, current, what
 from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
@@ -147,8 +147,9 @@ def associative_scan(x, operator, axis=None, *, reverse: bool = False):
     """Running combination with the author's ``operator``, of a vector or a tile along ``axis``.
 
     x: a tile or vector, or a tuple of them that are scanned together, of one shape and any
-    dtypes; the result is of the same form. ``operator(left, right)`` gets two elements (two tuples
-    of elements) and gives one; it must be associative, and is made of elementwise verbs:
+    dtypes, complex ones too; the result is of the same form. ``operator(left, right)`` gets two
+    elements (two tuples of elements) and gives one; it must be associative, and is made of
+    elementwise verbs:
 
         # h[t] = a[t] * h[t - 1] + b[t]
         _, h = tk.associative_scan((a, b), lambda l, r: (l[0] * r[0], l[1] * r[0] + r[1]), axis=0)
@@ -159,10 +160,11 @@ def associative_scan(x, operator, axis=None, *, reverse: bool = False):
     """
     b = current()
     many = isinstance(x, tuple | list)
-    values = list(x) if many else [x]
+    items = list(x) if many else [x]
+    values = [v for item in items for v in _parts(item)]
     if not values or not all(isinstance(v, Value) and v.type.rank for v in values):
         raise IRError(
-            f"tk.associative_scan of {', '.join(map(what, values)) or 'nothing'}: takes a tile, a "
+            f"tk.associative_scan of {', '.join(map(what, items)) or 'nothing'}: takes a tile, a "
             "vector or a tuple of them"
         )
     if not callable(operator):
@@ -171,19 +173,23 @@ def associative_scan(x, operator, axis=None, *, reverse: bool = False):
     dtypes = [element_type(v.type.dtype) for v in values]
     region, sides = Region(), []
     for side in ("left", "right"):
-        names = [f"{side}{k}" if many else side for k in builtins.range(len(values))]
-        sides.append([Value(Type(d), n) for d, n in zip(dtypes, names, strict=True)])
-        region.args += sides[-1]
+        names = [f"{side}{k}" if len(values) > 1 else side for k in builtins.range(len(values))]
+        region.args += (mine := [Value(Type(d), n) for d, n in zip(dtypes, names, strict=True)])
+        sides.append(_joined(mine, items))
     b.regions.append(region)
     try:
         out = operator(*(tuple(s) if many else s[0] for s in sides))
-        outs = out if isinstance(out, tuple | list) else (out,)
-        if len(outs) != len(values) or isinstance(out, tuple | list) != many:
+        outs = list(out) if isinstance(out, tuple | list) else [out]
+        if len(outs) != len(items) or isinstance(out, tuple | list) != many:
             raise IRError(
-                f"the operator returns {len(outs)} numbers for {len(values)} operands",
+                f"the operator returns {len(outs)} numbers for {len(items)} operands",
                 "it returns as many as it combines",
             )
-        results = [b.value(o, d) for o, d in zip(outs, dtypes, strict=True)]
+        for item, result in zip(items, outs, strict=True):
+            if isinstance(item, Complex) != isinstance(result, Complex):
+                raise IRError(f"the operator gives {what(result)} for elements of {what(item)}")
+        flat = [v for o in outs for v in _parts(o)]
+        results = [b.value(o, d) for o, d in zip(flat, dtypes, strict=True)]
         results = [
             b.op("cast", [v], {"dtype": d})
             if v.type.dtype != d and v.type.dtype.kind == d.kind and not v.type.rank
@@ -194,4 +200,16 @@ def associative_scan(x, operator, axis=None, *, reverse: bool = False):
     finally:
         b.regions.pop()
     op = b.emit("associative_scan", values, {"axis": axis, "reverse": reverse}, [region])
-    return tuple(op.results) if many else op.result
+    scanned = _joined(op.results, items)
+    return tuple(scanned) if many else scanned[0]
+
+
+def _parts(x: object) -> tuple:
+    """The real values of an operand: two of a complex one."""
+    return x.parts if isinstance(x, Complex) else (x,)
+
+
+def _joined(values: list[Value], like: list) -> list:
+    """Values, pairs of them as complex ones where ``like`` has those."""
+    left = iter(values)
+    return [Complex(next(left), next(left)) if isinstance(x, Complex) else next(left) for x in like]
