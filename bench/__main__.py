@@ -96,4 +96,18 @@ def timeline(
     run(device)
 
 
+@app.command("gpu-static")
+def gpu_static(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    only: Annotated[str, typer.Option(help="Only work whose name contains this.")] = "",
+    target: Annotated[str, typer.Option(help="Only this target.")] = "",
+) -> None:
+    """Ours and the same by hand, as GPUs would run them: registers, spills, length of the loop."""
+    from bench.static import as_json, run
+
+    rows = as_json(run(only, target))
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 app()

@@ -227,7 +227,9 @@ def _infer_fill_dead(fn: Function, op: Op) -> list[Type]:
         return [v.type]
     axes = tuple(
         Axis(tuple(Factor(f.side) if f.side == f.block else factor(f.side) for f in a.factors))
-        for a in v.type.axes
+        if k in op.attrs["axes"]
+        else a
+        for k, a in enumerate(v.type.axes)
     )
     return [v.type.like(axes=axes)]
 

@@ -19,6 +19,9 @@ def drop_proven_checks(fn: Function) -> None:
     _visit(fn, fn.body, fn.facts, replaced)
     replace_uses(fn.body, replaced)
     reinfer(fn)
+    if _drop_fills(fn.body, replaced := {}):
+        replace_uses(fn.body, replaced)
+        reinfer(fn)
 
 
 def _visit(fn: Function, region: Region, facts: Facts, replaced: dict[Value, Value]) -> None:
@@ -38,6 +41,26 @@ def _visit(fn: Function, region: Region, facts: Facts, replaced: dict[Value, Val
                 arg.type = _clean(arg.type, inner)
             _visit(fn, r, inner, replaced)
     region.ops = kept
+
+
+def _drop_fills(region: Region, replaced: dict[Value, Value]) -> bool:
+    """Fills of dead elements that cannot be there, as the types now tell."""
+    kept = []
+    for op in region.ops:
+        if op.kind == "fill_dead" and op.attrs["alive"] and _nothing_dead(op):
+            replaced[op.result] = op.operands[0]
+            if op.result.hint and not op.operands[0].hint:
+                op.operands[0].hint = op.result.hint
+            continue
+        kept.append(op)
+        for r in op.regions:
+            _drop_fills(r, replaced)
+    region.ops = kept
+    return bool(replaced)
+
+
+def _nothing_dead(op: Op) -> bool:
+    return all(op.operands[0].type.axes[a].full for a in op.attrs["axes"])
 
 
 def _clean(type_: Type, facts: Facts) -> Type:

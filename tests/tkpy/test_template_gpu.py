@@ -130,6 +130,24 @@ def test_fewer_stages_than_asked_are_reported():
     assert schedule.stages == 4 and any("4 stages, not 16" in n for n in schedule.notes)
 
 
+@pytest.mark.parametrize("n", [64, 70])
+def test_filling_one_axis_leaves_the_other_dead(n):
+    @tk.kernel
+    def sums(x: tk.Global["M N"], y: tk.Out["M"], *, width: int = 32):
+        i = tk.grid(tk.cdiv("M", 16))
+        acc = tk.zeros(16)
+        for j in tk.range(tk.cdiv("N", width)):
+            acc += tk.row_sum(tk.fill_dead(tk.load(x, (i, j), (16, width)), 1.0, axis=1))
+        tk.store(y, acc, i)
+
+    x = torch.randn(21, n)
+    dead = -n % 32
+    assert ((sums(x) - x.double().sum(1) - dead).abs() <= 1e-5 * (x.abs().sum(1) + dead)).all()
+    # Whole tiles are not touched, and rows past the end are nobody's to fill.
+    source = sums.lower(sums.key_of(sums.binder.bind((x,), {}))).source
+    assert source.count("tl.where(") == 1 and "tl.where((offs_n < N)[None, :]" in source
+
+
 @pytest.mark.parametrize(("kernel", "target"), [(gemm, "sm_90"), (attention, "sm_90")])
 def test_what_was_asked_for_is_in_the_ptx(kernel, target):
     lowered = lower_for(kernel, Setting(), target=target)

@@ -70,10 +70,18 @@ def row_outer(a, b):
 
 
 @verb
-def fill_dead(x, value):
-    """``x`` with ``value`` in its dead elements, which thereby become live."""
+def fill_dead(x, value, *, axis: int | None = None):
+    """``x`` with ``value`` in its dead elements, which thereby become live.
+
+    With ``axis`` only those are filled that lie past the live extent of that axis (0: rows).
+    """
     if not isinstance(x, Value) or not x.type.rank:
         raise IRError(f"{what(x)} has no dead elements")
     number = current().element(value, x.type.dtype, "what dead elements count as")
-    attrs = {"value": number, "alive": True, "axes": tuple(range(x.type.rank))}
+    axes = tuple(range(x.type.rank))
+    if axis is not None:
+        if axis not in (*axes, *(a - x.type.rank for a in axes)):
+            raise IRError(f"{what(x)} has no axis {axis}")
+        axes = (axis % x.type.rank,)
+    attrs = {"value": number, "alive": True, "axes": axes}
     return current().op("fill_dead", [x], attrs)

@@ -58,15 +58,15 @@ def attention(
         return tk.load(v, (b, g, j, 0), shape=(cols, "D"))
 
     def compute(j, top, total, acc, kt, vt):
-        s = tk.mma_ABt(qt, kt) * to_bits
+        s = tk.fill_dead(tk.mma_ABt(qt, kt) * to_bits, -math.inf, axis=1)
         if until is not None:
             s = tk.causal(s, first, j * cols)
         if window is not None:
             s = tk.triu(s, 1 - window, first, j * cols, fill=-math.inf)
         new_top = tk.row_max(s, top)
         p, decay = tk.exp2(s - new_top), tk.exp2(top - new_top)
-        acc = acc * decay + tk.cast(p, v.dtype) @ vt
-        return new_top, total * decay + tk.row_sum(p), acc
+        total = total * decay + tk.row_sum(p)
+        return new_top, total, acc * decay + tk.cast(p, v.dtype) @ vt
 
     def finish(top, total, acc):
         tk.store(o, acc / tk.where(total == 0, 1.0, total), (b, h, i, 0))
