@@ -91,10 +91,10 @@ STATEFUL = {"state": True, "new_state": True}
     [
         ("linear_attention", {"F": 64, "V": 64}, STATEFUL, 16),
         ("mamba2", {"S": 64, "P": 64}, STATEFUL, 64),
-        ("hedgehog", {"D": 128, "E": 64, "V": 128}, {"new_state": True, "new_norm": True}, 512),
+        ("hedgehog", {"D": 128, "E": 64, "V": 128}, {"new_state": True, "new_norm": True}, 600),
         ("linear_cross_entropy", {}, {"lse": True}, 64),
-        ("flux_gelu", {}, {}, 0),
-        ("flux_gate", {}, {}, 0),
+        ("flux_gelu", {}, {}, 32),
+        ("flux_gate", {}, {}, 32),
     ],
     ids=str,
 )

@@ -95,7 +95,7 @@ def hedgehog(
     style: Literal["terrace", "sliding"] = "terrace",
     rows: int = 64,
     cols: int = 64,
-    width: int = 128,
+    width: int = 64,
 ):
     """o[i] = sum over j of w(i, j) v[j] / sum over j of w(i, j), with for keys j of i's window
 
