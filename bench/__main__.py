@@ -110,4 +110,12 @@ def gpu_static(
         json_file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+@app.command()
+def predict(only: Annotated[str, typer.Option(help="Only work whose name has this.")] = "") -> None:
+    """Time on this CPU as the cost model predicts it, beside the clock."""
+    from bench.predict import run
+
+    run(only)
+
+
 app()

@@ -127,7 +127,7 @@ class Cost:
 
 
 def cost(fn: Function) -> Cost:
-    """The work of ``fn``, best taken as the front end leaves it: later passes split loops."""
+    """The work of ``fn``, best taken before the pass that splits loops into whole and ragged."""
     out = Cost()
     used = _used(fn.body)
     grid = tuple((s, sympy.Integer(0), sympy.sympify(n)) for s, n in fn.grid)

@@ -10,8 +10,6 @@ which a test makes sure of.
 
 from __future__ import annotations
 
-import functools
-import time
 from dataclasses import dataclass, field
 
 from tkpy.errors import TkError
@@ -29,6 +27,7 @@ class Device:
         matrix: FLOP/s of dense products by element type.
         vector: fp32 FLOP/s (a multiply-add is 2).
         special: exponentials and their kin a second.
+        division: divisions and roots a second, where these are not special; 0: they are.
         dram, l2: bytes a second.
         shared_bandwidth: bytes a second between shared memory and registers.
         shared: bytes of shared memory that a block may have.
@@ -56,6 +55,7 @@ class Device:
     mma_latency: float = 60e-9
     sync: float = 20e-9
     launch: float = 1e-6
+    division: float = 0.0
 
     def products(self, dtype: str) -> float:
         """FLOP/s of products of a type that can be had."""
@@ -107,53 +107,14 @@ DEVICES = {
 
 
 def device(name: str) -> Device:
-    """The device of that name: one of DEVICES, or "cpu", which is measured now (half a second).
+    """The device of that name: one of DEVICES, or "cpu", which is measured now (a second or two).
 
     Raises TkError for another name.
     """
     if name == "cpu":
+        from tkpy.pipeline.probe import this_cpu
+
         return this_cpu()
     if name not in DEVICES:
         raise TkError(f"no device {name!r}\n  fix: one of {', '.join([*DEVICES, 'cpu'])}")
     return DEVICES[name]
-
-
-@functools.cache
-def this_cpu() -> Device:
-    """This processor, by four short measurements through PyTorch and the CPU backend.
-
-    Products of 1024^3 in fp32 and bf16, ``exp`` and a multiply-add on what the cache holds, and a
-    copy of 64 MiB: what a program gets here, so ``share`` is 1.
-    """
-    import torch
-
-    def rate(work: float, run) -> float:
-        run()
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-        return work / best
-
-    torch.manual_seed(0)
-    n = 1024
-    matrix = {}
-    for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16")):
-        a = torch.randn(n, n).to(dtype)
-        out = torch.empty(n, n, dtype=dtype)
-        matrix[name] = rate(2.0 * n**3, lambda a=a, out=out: torch.mm(a, a, out=out))
-    x = torch.randn(1 << 16)
-    y = torch.empty_like(x)
-    exps = rate(16.0 * x.numel(), lambda: [torch.exp(x, out=y) for _ in range(16)])
-    adds = rate(32.0 * x.numel(), lambda: [torch.add(x, y, alpha=2.0, out=y) for _ in range(16)])
-    big = torch.randn(1 << 24)
-    to = torch.empty_like(big)
-    moved = rate(2.0 * 4 * big.numel(), lambda: to.copy_(big))
-    cached = rate(2.0 * 4 * x.numel() * 16, lambda: [y.copy_(x) for _ in range(16)])
-    return Device(
-        "cpu", "this CPU", torch.get_num_threads(), 1 * G, matrix, adds, exps, moved,
-        max(cached, moved),
-        8 * max(cached, moved), shared=1 << 20, share=1.0, latency=100e-9, l2_latency=20e-9,
-        mma_latency=0.0, sync=0.0, launch=10e-6,
-    )  # fmt: skip

@@ -1,6 +1,6 @@
 """A kernel as a pipeline: its loads as rings, its loop as a body, its stores as a finish.
 
-Read from the tile IR that the front end leaves. The loop of a template (``tk.run``) has its rings
+Read from tile IR before its loops are split. The loop of a template (``tk.run``) has its rings
 and hooks by name; a plain kernel's main loop, the one with the most work, is seen as the template
 that it would be: each load in it a ring, each load before it a ring that is filled once a task. A
 kernel without a loop has one iteration a task and stores through a ring of its own.
@@ -90,9 +90,9 @@ class Estimate:
 
 
 def front_end(kernel: Kernel, setting: Setting) -> tuple[Function, Cost]:
-    """A variant's tile IR before any pass, with its cost.
+    """A variant's tile IR with its cost, before loops are split into whole tiles and the rest.
 
-    The cost is counted at once: passes change the function in place.
+    What is computed twice and can be shared is shared already (softmax of a row that fits a tile).
     """
     return front_end_of(kernel, key_of(kernel, setting))
 
@@ -103,7 +103,7 @@ def front_end_of(kernel: Kernel, key: VariantKey) -> tuple[Function, Cost]:
     plans: list[Function] = []
 
     def watch(stage: str, fn: Function) -> None:
-        if stage == "frontend":
+        if stage == "licm":
             found.append(cost(fn))
             plans.append(fn)
             raise _Enough
@@ -190,7 +190,8 @@ class _Reader:
         loads += tail
         stores = self._stores(body) if self.loop is None else []
         finish, tiles = self._finish(finish)
-        registers = split_registers(producers, self.groups * self.warps, blocks)
+        helpers = producers + (WARPGROUP if stores else 0)
+        registers = split_registers(helpers, self.groups * self.warps, blocks)
         roles = [
             Role("load", producers, 1, tuple(loads), tuple(each), registers=registers[0]),
             Role(

@@ -34,10 +34,11 @@ def roofline_seconds(cost: Cost, sizes: Mapping[str, int], device: Device) -> tu
 _PROGRAM, _OPERATION = 0.3e-6, 40e-9
 #: Bytes of tiles that stay close to a core.
 _NEAR = 1 << 20
+_DIVISIONS = ("div", "div_rn", "sqrt", "rsqrt")
 
 
 def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Device) -> float:
-    """Seconds of a kernel on this CPU; ``device`` is ``this_cpu()``.
+    """Seconds of a kernel on this CPU; ``device`` is ``probe.this_cpu()``.
 
     Products, arithmetic and special functions of a core follow each other; loads run under them
     until memory is the slower. What a program loads comes from a cache, each tensor once from
@@ -47,7 +48,12 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
     types = {w.dtype.name for w in cost.works if w.kind == "matrix"}
     matrix = sum(cost.number("matrix", sizes, t) / device.products(t) for t in types)
     vector = cost.number("vector", sizes) / device.vector
-    special = cost.number("special", sizes) / device.special
+    special = sum(
+        evaluate(w.total(), sizes)
+        / (device.division if w.op.kind in _DIVISIONS else device.special)
+        for w in cost.works
+        if w.kind == "special"
+    )
     moved = cost.number("load", sizes) + cost.number("store", sizes)
     memory = evaluate(cost.bytes(), sizes) / device.dram
     near = max((_bytes(w) for w in cost.works), default=0) <= _NEAR
@@ -57,7 +63,7 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
     idle = cores * -(-programs // cores) / programs if programs else 1.0
     operations = sum(evaluate(_times(w), sizes) for w in cost.works)
     small = (_PROGRAM * programs + _OPERATION * operations) / cores
-    return max((matrix + vector + special + traffic) * idle + small, memory)
+    return device.launch + max((matrix + vector + special + traffic) * idle + small, memory)
 
 
 def _bytes(w: Work) -> int:

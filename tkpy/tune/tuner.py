@@ -14,7 +14,7 @@ from codegen.cpu.ttir import Unsupported
 from tkpy.call import Call
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
-from tkpy.pipeline.device import Device, device, this_cpu
+from tkpy.pipeline.device import Device, device
 from tkpy.signature import TensorSpec
 from tkpy.tune.candidates import Choice, candidates, knobs
 from tkpy.tune.memory import Memory
@@ -101,7 +101,7 @@ def tune(
         known = memory.recall(path, names)
         if known is not None:
             return Tuned(kernel.name, known, (), path, True)
-    target = device(on) if on else this_cpu() if not gpu else device("h100")
+    target = device(on or ("h100" if gpu else "cpu"))
     rows = _ranked(kernel, args, kwargs, found, target, gpu)
     if on is None:
         rows = _measured(kernel, call, args, kwargs, rows, keep, timer)
