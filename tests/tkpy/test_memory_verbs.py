@@ -75,8 +75,8 @@ def naive(x: tk.Global["N"], o: tk.Out["N"], s: tk.Out["I", tk.f32], *, length: 
     tk.store(s, tk.sum(v) + 0 * tk.sum(one), i)
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 100])
-@pytest.mark.parametrize("n", [1, 99, 100, 101, 250])
+@pytest.mark.parametrize("length", [5, 100])
+@pytest.mark.parametrize("n", [1, 99, 100, 250])
 def test_naive_vectors_have_any_length(n, length):
     x = torch.randint(-9, 9, (n,), generator=torch.Generator().manual_seed(n)).float()
     o, s = naive(x, s=torch.empty(-(-n // length)), length=length)
