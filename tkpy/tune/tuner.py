@@ -22,7 +22,7 @@ from tkpy.tune.memory import Memory
 #: Candidates that are measured, and turns that each of them gets.
 KEEP, ROUNDS = 5, 7
 #: Seconds that modelling may take; candidates beyond are left out, the nearest come first.
-PATIENCE = 20.0
+PATIENCE = 10.0
 
 Timer = Callable[[Choice, Callable[[], object]], float]
 
