@@ -105,6 +105,6 @@ def run(only: str = "") -> list[dict]:
     for r in found:
         print(f"{r['work']:28}{r['predicted_ms']:15.2f}{r['measured_ms']:15.2f}{r['ratio']:8.2f}")
     held = [r for r in found if not r["work"].startswith("(")]
-    good = sum(1 / 1.3 <= r["ratio"] <= 1.3 for r in held)
+    good = sum(abs(r["ratio"] - 1) <= 0.3 for r in held)
     print(f"within 30 %: {good} of {len(held)} that no probe resembles")
     return found

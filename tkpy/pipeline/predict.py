@@ -32,8 +32,9 @@ def roofline_seconds(cost: Cost, sizes: Mapping[str, int], device: Device) -> tu
 
 #: Seconds to start a program, and one tile operation, on a CPU: what small tiles cost.
 _PROGRAM, _OPERATION = 0.3e-6, 40e-9
-#: Bytes of tiles that stay close to a core.
+#: Bytes of tiles that stay close to a core, and that stay in its nearest cache.
 _NEAR = 1 << 20
+_NEAREST = 1 << 16
 _DIVISIONS = ("div", "div_rn", "sqrt", "rsqrt")
 
 
@@ -42,8 +43,9 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
 
     Products, arithmetic and special functions of a core follow each other; loads run under them
     until memory is the slower. What a program loads comes from a cache, each tensor once from
-    memory. Programs and tile operations cost something each, cores beyond the programs idle, and
-    tiles larger than a core's cache are moved at the speed of memory.
+    memory; operands and sum of a product that do not fit the nearest cache are gone over once more.
+    Programs and tile operations cost something each, cores beyond the programs idle, and tiles
+    larger than a core's cache are moved at the speed of memory.
     """
     types = {w.dtype.name for w in cost.works if w.kind == "matrix"}
     matrix = sum(cost.number("matrix", sizes, t) / device.products(t) for t in types)
@@ -55,6 +57,7 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
         if w.kind == "special"
     )
     moved = cost.number("load", sizes) + cost.number("store", sizes)
+    moved += sum(_packed(w) * evaluate(_times(w), sizes) for w in cost.works if w.kind == "matrix")
     memory = evaluate(cost.bytes(), sizes) / device.dram
     near = max((_bytes(w) for w in cost.works), default=0) <= _NEAR
     traffic = moved / (device.l2 if near else device.dram)
@@ -64,6 +67,20 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
     operations = sum(evaluate(_times(w), sizes) for w in cost.works)
     small = (_PROGRAM * programs + _OPERATION * operations) / cores
     return device.launch + max((matrix + vector + special + traffic) * idle + small, memory)
+
+
+def _packed(w: Work) -> int:
+    """Bytes that one product moves: large operands are packed, a large sum is read and written."""
+    rows, inner, cols = (axis.side for axis in _axes(w))
+    element = max(1, w.dtype.bits // 8)
+    parts = (element * rows * inner, element * inner * cols, 4 * rows * cols)
+    return sum(2 * p for p in parts if p > _NEAREST)
+
+
+def _axes(w: Work):
+    a, b = (v.type.axes for v in w.op.operands[:2])
+    rows, inner = a[::-1] if w.op.attrs["ta"] else a
+    return rows, inner, (b[0] if w.op.attrs["tb"] else b[1])
 
 
 def _bytes(w: Work) -> int:

@@ -110,7 +110,8 @@ def this_cpu() -> Device:
     exps = FEW * count / max(1e-9, seconds(lambda: special(x, y=y)) - start)
     quotients = FEW * count / max(1e-9, seconds(lambda: division(x, y=y)) - start)
     hot = normal(64, 1024)
-    bytes_ = 4.0 * hot.numel() * x.shape[0] / 16 + 4 * count
+    # Each tile is read, and the sum read and written.
+    bytes_ = 3 * 4.0 * hot.numel() * x.shape[0] / 16 + 4 * count
     near = bytes_ / seconds(lambda: again(hot, y=y))
     big = torch.empty(1 << 14, 1024).normal_(generator=generator)
     far = 8.0 * big.numel() / seconds(lambda to=torch.empty_like(big): moved(big, y=to), 3)
