@@ -53,3 +53,10 @@ def test_more_pairs_than_elements_are_refused():
 
     with pytest.raises(CallError, match=r"2 \* R <= D"):
         rotary(made(1, 1, 4, 8), *tables(4, 5))
+
+
+@pytest.mark.parametrize("heads", [2, 3, 8])
+def test_heads_of_a_task_do_not_change_a_bit(heads):
+    x, angles = torch.randn(2, 5, 33, 24), torch.randn(33, 8)
+    one = rotary(x, angles.cos(), angles.sin())
+    assert torch.equal(rotary(x, angles.cos(), angles.sin(), heads=heads), one)

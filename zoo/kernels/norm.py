@@ -14,7 +14,7 @@ def stream(x, residual, i, j, width):
 
 @tk.function
 def normalise(x, weight, bias, residual, y, total, eps, cols, centred):
-    i = tk.grid(tk.cdiv("M", ROWS))
+    i = tk.tasks(tk.cdiv("M", ROWS))
     width = min(cols, tk.cdiv("D", 16) * 16)
     mean, power = 0.0, tk.zeros(ROWS)
     if centred:
@@ -23,16 +23,23 @@ def normalise(x, weight, bias, residual, y, total, eps, cols, centred):
             mean += tk.row_sum(stream(x, residual, i, j, width)) / tk.static("D")
     for j in tk.range(tk.cdiv("D", width)):
         power += tk.row_sum((stream(x, residual, i, j, width) - mean) ** 2) / tk.static("D")
-    for j in tk.range(tk.cdiv("D", width)):
-        h = stream(x, residual, i, j, width)
+
+    def load(j):
+        return stream(x, residual, i, j, width)
+
+    def compute(j, h):
         yt = (h - mean) * tk.rsqrt(power + eps) * tk.load(weight, j, width, dtype=tk.f32)
-        yt = yt if bias is None else yt + tk.load(bias, j, width, dtype=tk.f32)
+        return (yt if bias is None else yt + tk.load(bias, j, width, dtype=tk.f32)), h
+
+    def store(j, yt, h):
         tk.store(y, yt, (i, j))
         if total is not None:
             tk.store(total, h, (i, j))
 
+    tk.run(tk.cdiv("D", width), None, load, compute, store)
 
-@tk.kernel(where=["eps > 0"], num_warps=8)
+
+@tk.lcsf(where=["eps > 0"], stages=3, consumer_warps=8, persistent=False)
 def layernorm(
     x: tk.Global["M D"],
     weight: tk.Global["D", "W"],
@@ -55,7 +62,7 @@ def layernorm(
     normalise(x, weight, bias, residual, y, total, eps, cols, True)
 
 
-@tk.kernel(where=["eps > 0"], num_warps=8)
+@tk.lcsf(where=["eps > 0"], stages=3, consumer_warps=8, persistent=False)
 def rmsnorm(
     x: tk.Global["M D"],
     weight: tk.Global["D", "W"],
