@@ -27,7 +27,7 @@ def describe_accesses(fn: Function) -> None:
     schedule = fn.schedule
     if schedule is None:
         return
-    reasons: list[str] = []
+    unfit: dict[str, dict[str, int]] = {}  # why: tensors, each with the line of its first access
     if schedule.described:
         written = {o.attrs["param"] for o in fn.body.walk() if o.kind in _WRITES}
         for op in fn.body.walk():
@@ -37,9 +37,13 @@ def describe_accesses(fn: Function) -> None:
             why = _unfit(fn, op, type_, written)
             if why:
                 if type_.rank == 2:
-                    reasons.append(f"{op.attrs['param']} in line {op.loc.line}: {why}")
+                    unfit.setdefault(why, {}).setdefault(op.attrs["param"], op.loc.line)
             else:
                 op.attrs["described"] = True
+    reasons = [
+        f"{', '.join(f'{name} in line {line}' for name, line in names.items())}: {why}"
+        for why, names in unfit.items()
+    ]
     described = [o for o in fn.body.walk() if o.attrs.get("described")]
     if any(set(_outer(o)) - {sympy.Integer(0)} for o in described):
         # Their descriptors belong to a task: a program that walks over tasks would make them anew.
@@ -82,6 +86,9 @@ def _unfit(fn: Function, op: Op, type_: Type, written: set[str]) -> str:
     if any(any(c) for d, c in enumerate(op.attrs["checks"]) if d not in dims):
         return "a coordinate may lie outside the tensor"
     known = set(fn.dims)
+    fixed = known | {s for s, _ in fn.grid}
+    if any(s.free_symbols - fixed for d, s in enumerate(op.attrs["start"]) if d not in dims):
+        return "its place changes in the loop, and a descriptor has one"
     for axis, d, limit in zip(type_.axes, dims, op.attrs["limit"], strict=True):
         f = axis.factors[0]
         start = op.attrs["start"][d]
@@ -110,6 +117,8 @@ def _unspecialised(fn: Function, reasons: list[str], described: bool) -> str:
     if not described:
         return "its tiles do not go through descriptors"
     loops = [o for o in fn.body.walk() if o.kind == "for"]
+    if not loops:
+        return "there is one iteration"
     if len(loops) != 1:
         return f"it has {len(loops)} loops, and Triton splits a loop that is alone"
     if any(o.kind == "if" for o in fn.body.walk()):
