@@ -8,7 +8,7 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.kernel(where=["G >= 1", "H % G == 0", "a <= 0"], num_warps=8, num_stages=2)
+@tk.lcsf(where=["G >= 1", "H % G == 0", "a <= 0"], stages=2, consumer_groups=2)
 def mamba2(
     x: tk.Global["B H N P"],
     a: tk.Global["B H N", tk.f32],
@@ -33,22 +33,34 @@ def mamba2(
     what is small beside a large decay. Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060,
     section 6).
     """
-    n, h, p = tk.grid("B", "H", tk.cdiv("P", cols))
+    n, h, p = tk.tasks("B", "H", tk.cdiv("P", cols))
     g = h // tk.dim("H // G")
-    s = begin(state, (n, h, 0, p), "S", cols)
-    for i in tk.range(tk.cdiv("N", chunk)):
+
+    def setup():
+        return begin(state, (n, h, 0, p), "S", cols)
+
+    def load(i):
         ct, bt = tk.load(c, (n, g, i, 0), (chunk, "S")), tk.load(b, (n, g, i, 0), (chunk, "S"))
+        later = tk.load(a, (n, h, tk.at(i * chunk + 1)), chunk, until=(i + 1) * chunk)
         xt = tk.load(x, (n, h, i, p), (chunk, cols))
-        at = tk.load(a, (n, h, i), chunk)
+        return ct, bt, xt, tk.load(a, (n, h, i), chunk), later
+
+    def compute(i, s, ct, bt, xt, at, later):
         steps = tk.tril(tk.broadcast_row(at, chunk), -1)
         within = tk.exp(tk.make_causal(tk.cumsum(steps, axis=0), fill=-math.inf))
-        start, stop = tk.at(i * chunk + 1), (i + 1) * chunk
-        later = tk.fill_dead(tk.load(a, (n, h, start), chunk, until=stop), 0.0)
-        before, after = tk.cumsum(at), tk.cumsum(later, reverse=True)
-        before, after, whole = tk.exp(before), tk.exp(after), tk.exp(tk.sum(at))
+        before = tk.exp(tk.cumsum(at))
+        after = tk.exp(tk.cumsum(tk.fill_dead(later, 0.0), reverse=True))
+        whole = tk.exp(tk.sum(at))
         yt, s = advance(ct, bt, xt, within, tk.col_vec(before), tk.col_vec(after), whole, s)
+        return s, yt
+
+    def store(i, yt):
         tk.store(y, yt, (n, h, i, p))
-    end(new_state, s, (n, h, 0, p))
+
+    def finish(s):
+        end(new_state, s, (n, h, 0, p))
+
+    tk.run(tk.cdiv("N", chunk), setup, load, compute, store, finish)
 
 
 def _between(a):
