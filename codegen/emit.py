@@ -26,11 +26,13 @@ from codegen.ir import (
     Region,
     Type,
     Value,
+    f32,
     loop_parts,
     trip_facts,
 )
 from codegen.ops import TABLE
 from codegen.ops.base import ADD, ATOM, LOWEST, MUL, Text
+from codegen.ops.convert import converted
 from codegen.ops.mask import COL, ROW
 from codegen.rewrite import uses_value
 from codegen.schedule import Schedule
@@ -140,7 +142,10 @@ class Printer:
         if not dtype.is_float:
             return str(int(value))
         number = float(value)
-        return repr(number) if abs(number) < float("inf") else f'float("{number}")'
+        text_ = repr(number) if abs(number) < float("inf") else f'float("{number}")'
+        if dtype.is_fp8 and number != 0:  # Triton has no constants of 8-bit floats
+            return converted(self, f"tl.full((), {text_}, tl.float32)", f32, dtype)
+        return text_
 
     def helper(self, word: str) -> None:
         if word in helpers.SOURCES:

@@ -116,6 +116,24 @@ def largest_of_both(some, more, k: tl.constexpr, block: tl.constexpr):
         more = tl.where(more == top, tl.zeros_like(more), more)
     return out
 """,
+    "to_fp8e4m3": """@triton.jit
+def to_fp8e4m3(x):
+    # PyTorch's rule, spelt out, for machines differ: too large is 448; a NaN keeps its sign.
+    word = x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    sign = (x.to(tl.int32, bitcast=True) >> 24).to(tl.uint8) & 0x80
+    word = tl.where(tl.abs(x) > 448.0, sign | 0x7E, word)
+    word = tl.where(x != x, sign | 0x7F, word)
+    return word.to(tl.float8e4nv, bitcast=True)
+""",
+    "to_fp8e5m2": """@triton.jit
+def to_fp8e5m2(x):
+    # PyTorch's rule, spelt out, for machines saturate: too large is infinite.
+    word = x.to(tl.float8e5).to(tl.uint8, bitcast=True)
+    sign = (x.to(tl.int32, bitcast=True) >> 24).to(tl.uint8) & 0x80
+    word = tl.where(tl.abs(x) < 61440.0, word, sign | 0x7C)
+    word = tl.where(x != x, sign | 0x7F, word)
+    return word.to(tl.float8e5, bitcast=True)
+""",
     "product": """@triton.jit
 def _times(a, b):
     return a * b

@@ -25,63 +25,24 @@ import torch
 
 from codegen.interpreter_copy import core, interpreter, libdevice, plain
 from codegen.interpreter_copy import language as tl
+from codegen.interpreter_values import (
+    TensorHandle,
+    handle_of,
+    np_dtype,
+    numbers,
+    other_fp8,
+    to_bf16,
+)
 
-TensorHandle = interpreter.TensorHandle
 _Array = np.ndarray
-
-
-# Triton's own table is rebuilt at every look-up, and hashing a dtype is slow.
-_NP_DTYPES: dict[str, np.dtype[Any]] = {
-    **{f"{u}int{w}": np.dtype(f"{u}int{w}") for u in ("", "u") for w in (8, 16, 32, 64)},
-    **{"int1": np.dtype(bool), "fp16": np.dtype("f2"), "fp32": np.dtype("f4")},
-    **{"fp64": np.dtype("f8"), "bf16": np.dtype("u2")},
-    **{f"fp8{kind}": np.dtype("u1") for kind in ("e5", "e5b16", "e4nv", "e4b8", "e4b15")},
-}
-
-
-def _np_dtype(dtype: Any) -> np.dtype[Any]:
-    """What numpy stores a Triton dtype as; a pointer is an address."""
-    scalar = dtype.scalar
-    return _NP_DTYPES.get(scalar.name) or np.dtype(np.uint64)
 
 
 class OutOfBounds(IndexError):
     """A load, store or atomic touched memory outside every tensor the kernel was given."""
 
 
-# --- bfloat16: numpy has none, so a tile holds the upper 16 bits of an fp32 -----------------------
-
-
-def from_bf16(bits: _Array) -> _Array:
-    """uint16 bit patterns to fp32, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def to_bf16(x: _Array, toward_zero: bool = False) -> _Array:
-    """fp32 to uint16 bit patterns, to nearest even; NaN stays NaN, a large value becomes inf."""
-    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    rounded = bits if toward_zero else bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
-    out = (rounded >> 16).astype(np.uint16)
-    nan = np.isnan(x)
-    # Adding to a NaN's payload could carry into the exponent; any quiet NaN will do.
-    return np.where(nan, np.uint16(0x7FC0), out) if nan.any() else out
-
-
-def _numbers(handle: Any) -> _Array:
-    """The values a handle stands for, in a dtype that numpy computes with."""
-    return from_bf16(handle.data) if handle.dtype.scalar.name == "bf16" else handle.data
-
-
-def _handle(values: _Array, dtype: Any) -> Any:
-    """Round numpy values to `dtype`."""
-    dtype = dtype.scalar
-    if dtype.name == "bf16":
-        return TensorHandle(to_bf16(values), dtype)
-    return TensorHandle(values.astype(_np_dtype(dtype), copy=False), dtype)
-
-
 def _elementwise(op: Callable[..., _Array]) -> Any:
-    return lambda self, *args: _handle(op(*map(_numbers, args)), args[0].dtype)
+    return lambda self, *args: handle_of(op(*map(numbers, args)), args[0].dtype)
 
 
 def _compare(op: Callable[..., _Array], ordered: bool | None = None) -> Any:
@@ -89,7 +50,7 @@ def _compare(op: Callable[..., _Array], ordered: bool | None = None) -> Any:
     # Triton names the other kind, NaN is put right. The result's dtype is int1 (stock: the
     # operand's).
     def compare(self: Any, a: Any, b: Any) -> Any:
-        x, y = _numbers(a), _numbers(b)
+        x, y = numbers(a), numbers(b)
         out = op(x, y)
         if ordered is not None:
             nan = np.isnan(x) | np.isnan(y)
@@ -144,22 +105,22 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     # Casts.
 
     def cast_impl(self, src: Any, dst_type: Any) -> Any:
-        if src.dtype.scalar.is_fp8() or dst_type.scalar.is_fp8():
+        if other_fp8(src.dtype.scalar) or other_fp8(dst_type.scalar):
             return super().cast_impl(src, dst_type)
-        return _handle(_numbers(src), dst_type)
+        return handle_of(numbers(src), dst_type)
 
     def create_fp_to_fp(self, src: Any, dst_type: Any, rounding: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
         toward_zero = rounding is not None and rounding == interpreter._ir.ROUNDING_MODE.RTZ
         if source == tl.float32 and target == tl.bfloat16:
             return TensorHandle(to_bf16(src.data, toward_zero), target)
-        if source.is_fp8() or target.is_fp8() or toward_zero:
+        if other_fp8(source) or other_fp8(target) or toward_zero:
             return super().create_fp_to_fp(src, dst_type, rounding)
-        return _handle(_numbers(src), dst_type)
+        return handle_of(numbers(src), dst_type)
 
     def create_bitcast(self, src: Any, dst_type: Any) -> Any:
         data = np.ascontiguousarray(src.data)  # a view of a broadcast has no bytes of its own
-        return TensorHandle(data.view(_np_dtype(dst_type)), dst_type.scalar)
+        return TensorHandle(data.view(np_dtype(dst_type)), dst_type.scalar)
 
     create_int_to_ptr = create_ptr_to_int = create_bitcast
 
@@ -185,13 +146,13 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
     create_erf = _elementwise(_erf)
 
     def create_fma(self, x: Any, y: Any, z: Any) -> Any:
-        wide = [_numbers(h).astype(np.float64) for h in (x, y, z)]  # one rounding, for fp32 too
-        return _handle(wide[0] * wide[1] + wide[2], z.dtype)
+        wide = [numbers(h).astype(np.float64) for h in (x, y, z)]  # one rounding, for fp32 too
+        return handle_of(wide[0] * wide[1] + wide[2], z.dtype)
 
     def create_clampf(self, x: Any, low: Any, high: Any, propagate_nans: Any) -> Any:
-        a, lo, hi = map(_numbers, (x, low, high))
+        a, lo, hi = map(numbers, (x, low, high))
         keep = propagate_nans == interpreter._ir.PROPAGATE_NAN.ALL
-        return _handle(np.clip(a, lo, hi) if keep else np.fmin(np.fmax(a, lo), hi), x.dtype)
+        return handle_of(np.clip(a, lo, hi) if keep else np.fmin(np.fmax(a, lo), hi), x.dtype)
 
     # Comparisons. `and`, `or`, `xor` and select work on bits and need no change.
 
@@ -209,7 +170,7 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
 
     def get_all_ones_value(self, type: Any) -> Any:
         # -1 is out of bounds for numpy's unsigned types (stock: OverflowError).
-        return TensorHandle(np.full(1, -1, np.int64).astype(_np_dtype(type)), type.scalar)
+        return TensorHandle(np.full(1, -1, np.int64).astype(np_dtype(type)), type.scalar)
 
     def create_umulhi(self, a: Any, b: Any) -> Any:
         """Operands are bits, whatever their type says (stock: a signed product's high half)."""
@@ -235,10 +196,10 @@ class Builder(interpreter.InterpreterBuilder):  # type: ignore[misc]
             return super().create_dot(a, b, acc, input_precision, imprecise)
         # fp64 adds 8-bit products exactly, and BLAS has no integer matmul.
         wide = np.float64 if a.data.dtype in (np.int8, np.uint8, np.float64) else np.float32
-        product = np.matmul(_numbers(a).astype(wide), _numbers(b).astype(wide))
+        product = np.matmul(numbers(a).astype(wide), numbers(b).astype(wide))
         if acc.dtype.scalar.is_int():
             return TensorHandle(product.astype(acc.data.dtype) + acc.data, acc.dtype.scalar)
-        return _handle(product + _numbers(acc), acc.dtype)
+        return handle_of(product + numbers(acc), acc.dtype)
 
     # Memory.
 
@@ -467,7 +428,7 @@ def _bind_libdevice() -> None:
                 tensors[0], tensors[i] = semantic.binary_op_type_checking_impl(
                     tensors[0], tensors[i]
                 )
-            handle = _handle(_function(*(_numbers(t.handle) for t in tensors)), tensors[0].dtype)
+            handle = handle_of(_function(*(numbers(t.handle) for t in tensors)), tensors[0].dtype)
             return core.tensor(handle, tensors[0].type)
 
         setattr(libdevice, name, call)
@@ -476,7 +437,7 @@ def _bind_libdevice() -> None:
 
 
 semantic = interpreter.interpreter_semantic
-interpreter._get_np_dtype = _np_dtype
+interpreter._get_np_dtype = np_dtype
 TensorHandle.__post_init__ = lambda self: None  # a check of numpy's item size, at every result
 for _owner in (core, core.tensor, core.tensor_descriptor_base, tl.math, tl):
     _bind_builtins(_owner)

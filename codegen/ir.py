@@ -45,6 +45,10 @@ class DType:
         return self.kind == "float"
 
     @property
+    def is_fp8(self) -> bool:
+        return self.kind == "float" and self.bits == 8
+
+    @property
     def is_complex(self) -> bool:
         return self.kind == "complex"
 
@@ -71,6 +75,8 @@ class Maybe:
 f32 = DType("f32", "float32", 32, "float")
 bf16 = DType("bf16", "bfloat16", 16, "float")
 f16 = DType("f16", "float16", 16, "float")
+fp8e4m3 = DType("fp8e4m3", "float8e4nv", 8, "float")  # torch.float8_e4m3fn
+fp8e5m2 = DType("fp8e5m2", "float8e5", 8, "float")
 i64 = DType("i64", "int64", 64, "int")
 i32 = DType("i32", "int32", 32, "int")
 i16 = DType("i16", "int16", 16, "int")
@@ -83,7 +89,10 @@ bool_ = DType("bool", "int1", 1, "bool")
 c64 = DType("c64", "complex64", 64, "complex")
 index = DType("index", "int32", 32, "int")  # a run-time integer that index expressions name
 
-DTYPES = {d.name: d for d in (f32, bf16, f16, i64, i32, i16, i8, u64, u32, u8, bool_, c64, index)}
+DTYPES = {
+    d.name: d
+    for d in (f32, bf16, f16, fp8e4m3, fp8e5m2, i64, i32, i16, i8, u64, u32, u8, bool_, c64, index)
+}
 
 
 def next_power_of_two(n: int) -> int:

@@ -20,6 +20,8 @@ from codegen.ir import bool_ as bool_
 from codegen.ir import c64 as c64
 from codegen.ir import f16 as f16
 from codegen.ir import f32 as f32
+from codegen.ir import fp8e4m3 as fp8e4m3
+from codegen.ir import fp8e5m2 as fp8e5m2
 from codegen.ir import i8 as i8
 from codegen.ir import i16 as i16
 from codegen.ir import i32 as i32

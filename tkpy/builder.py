@@ -190,11 +190,11 @@ class Builder:
         if not isinstance(n, bool | int | float):
             raise IRError(f"{what} must be a number, not {_what(x)}", fix)
         try:
-            if dtype.is_float:
+            if dtype.is_float and not (dtype.is_fp8 and abs(n) > _LARGEST[dtype.name]):
                 return float(n)
             if dtype.kind == "bool":
                 return bool(n)
-            if int(n) == n and dtype.limits[0] <= n <= dtype.limits[1]:
+            if dtype.kind == "int" and int(n) == n and dtype.limits[0] <= n <= dtype.limits[1]:
                 return int(n)
         except (OverflowError, ValueError):
             pass
@@ -283,6 +283,10 @@ class Builder:
         s = sym(self.unique(wanted))
         self.fn.facts.ranges[s] = (low, high)
         return s
+
+
+#: Of 8-bit floats; there are no constants beyond, not even infinities, as in ThunderKittens.
+_LARGEST = {"fp8e4m3": 448.0, "fp8e5m2": 57344.0}
 
 
 def is_condition(x: object) -> bool:

@@ -309,6 +309,8 @@ TORCH_NAMES = {
     "f32": "float32",
     "bf16": "bfloat16",
     "f16": "float16",
+    "fp8e4m3": "float8_e4m3fn",
+    "fp8e5m2": "float8_e5m2",
     "i64": "int64",
     "i32": "int32",
     "i16": "int16",

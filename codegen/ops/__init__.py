@@ -5,6 +5,7 @@ from __future__ import annotations
 from codegen.ops import (
     associative,
     control,
+    convert,
     create,
     elementwise,
     integer,
@@ -30,7 +31,7 @@ TABLE: dict[str, OpDef] = {
         create.COND,
         *elementwise.ROWS,
         *integer.ROWS,
-        elementwise.CAST,
+        convert.CAST,
         memory.LOAD,
         memory.STORE,
         memory.STORE_ADD,

@@ -9,7 +9,7 @@ operator passes over what is not flagged.
 from __future__ import annotations
 
 from codegen.ir import DType, Function, Op, Region, Type, f32
-from codegen.ops.base import ATOM, LOWEST, IRError, OpDef, says
+from codegen.ops.base import ATOM, LOWEST, IRError, OpDef, no_fp8, says
 
 
 def element_type(dtype: DType) -> DType:
@@ -34,6 +34,7 @@ def _infer(fn: Function, op: Op) -> list[Type]:
     axes = first.type.axes
     for v in op.operands[1:]:
         axes = tuple(a.meet(b) for a, b in zip(axes, v.type.axes, strict=True))
+    no_fp8(op)
     _check_region(op)
     return [v.type.like(axes=axes) for v in op.operands]
 

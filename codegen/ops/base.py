@@ -65,6 +65,17 @@ def says(value: Value, fallback: str) -> str:
     return f"{name_of(value, fallback)} is {value.type.describe()}"
 
 
+def no_fp8(op: Op) -> None:
+    """Refuses 8-bit floats, which are for storage and products; nothing else computes on them."""
+    for v in op.operands:
+        if v.type.dtype.is_fp8:
+            raise IRError(
+                f"{says(v, 'the operand')}: tiles of 8-bit floats are moved, converted and "
+                f"multiplied as matrices, and {op.kind} is none of these",
+                "tk.cast(x, tk.f32) first",
+            )
+
+
 def meet_axes(a: Axis, b: Axis) -> Axis | None:
     """The axis live where both are, or None where the shapes differ."""
     return a.meet(b) if a.same_shape(b) else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from codegen.ir import Function, Op, Type, bool_, i32
+from codegen.ir import Function, Op, Type, bool_, f32, i32
 from codegen.ops.base import ADD, ATOM, LOWEST, OpDef, Text
+from codegen.ops.convert import converted
 
 
 def _literal(e, value: object) -> str:
@@ -29,6 +30,9 @@ def _full_type(fn: Function, op: Op) -> list[Type]:
 def _emit_full(e, op: Op) -> Text:
     value = op.attrs["value"]
     shape, dtype = e.shape(op.result.type), e.dtype(op.attrs["dtype"])
+    if op.attrs["dtype"].is_fp8:  # Triton has no constants of 8-bit floats
+        wide = f"tl.full({shape}, {_literal(e, value)}, tl.float32)"
+        return converted(e, wide, f32, op.attrs["dtype"]), ATOM
     if value == 0 and not isinstance(value, bool):
         return f"tl.zeros({shape}, {dtype})", ATOM
     return f"tl.full({shape}, {_literal(e, value)}, {dtype})", ATOM
@@ -36,6 +40,9 @@ def _emit_full(e, op: Op) -> Text:
 
 def _emit_splat(e, op: Op) -> Text:
     value = e.ref(op.operands[0], LOWEST)
+    if op.attrs["dtype"].is_fp8:
+        wide = f"tl.full({e.shape(op.result.type)}, {value}, tl.float32)"
+        return converted(e, wide, f32, op.attrs["dtype"]), ATOM
     return f"tl.full({e.shape(op.result.type)}, {value}, {e.dtype(op.attrs['dtype'])})", ATOM
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from codegen.ir import Axis, DType, Function, Op, Type, Value, bool_, index
-from codegen.ops.base import ADD, AND, ATOM, CMP, LOWEST, MUL, OR, UNARY, IRError, OpDef, Text, says
+from codegen.ops.base import ADD, AND, ATOM, CMP, MUL, OR, UNARY, IRError, OpDef, Text, no_fp8, says
 
 
 def broadcast_types(operands: list[Value]) -> tuple[tuple[Axis, ...], str | None]:
@@ -109,6 +109,7 @@ def integers(dtype: DType) -> type[np.generic]:
 def _infer(fn: Function, op: Op, result: str, allowed: str) -> list[Type]:
     values = op.operands
     axes, orient = broadcast_types(values)
+    no_fp8(op)
     if op.kind == "where":
         if values[0].type.dtype != bool_:
             raise IRError(
@@ -253,17 +254,3 @@ ROWS = [
     _row("where", "call:tl.where({0}, {1}, {2})", ATOM, np.where, "fib", widen=False),
     _row("fma", "op:{0} * {1} + {2}", ADD, lambda a, b, c: a * b + c, "fi"),
 ]
-
-
-def _infer_cast(fn: Function, op: Op) -> list[Type]:
-    return [op.operands[0].type.like(dtype=op.attrs["dtype"])]
-
-
-def _emit_cast(e, op: Op) -> Text:
-    if op.operands[0].op is not None and op.operands[0].op.kind == "const":
-        value = e.ref(op.operands[0], LOWEST)  # a number of Python's, which has no .to
-        return f"tl.full((), {value}, {e.dtype(op.attrs['dtype'])})", ATOM
-    return f"{e.ref(op.operands[0], ATOM)}.to({e.dtype(op.attrs['dtype'])})", ATOM
-
-
-CAST = OpDef("cast", _infer_cast, _emit_cast, None, elementwise=True)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from codegen.ir import Axis, Function, Op, Type, factor, i32, i64, index
 from codegen.ops.base import ATOM, IRError, OpDef, Text, says
+from codegen.ops.convert import converted, number
 
 
 def access_axes(fn: Function, op: Op) -> tuple[Axis, ...]:
@@ -99,16 +100,16 @@ def _emit_store(e, op: Op) -> None:
     text = e.ref(value, 0)
     if op.attrs.get("described"):
         name, at = e.described(op, value.type)
-        cast = value.type.dtype != param.dtype
-        text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})" if cast else text
+        if value.type.dtype != param.dtype:
+            text = converted(e, e.ref(value, ATOM), value.type.dtype, param.dtype)
         e.line(f"{name}.store([{at}], {text})", op.loc)
         return
     pointer, mask = e.access(op, op.attrs["tile"], value.type)
     if value.op is not None and value.op.kind == "const":
-        text = f"tl.full((), {text}, {e.dtype(param.dtype)})"
+        text = number(e, text, param.dtype)
     elif value.type.dtype != param.dtype:
         # Triton casts on store too; the interpreter is exact only where the cast is spelt out.
-        text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})"
+        text = converted(e, e.ref(value, ATOM), value.type.dtype, param.dtype)
     word = ATOMICS.get(op.kind, "tl.store")
     tail = ', sem="relaxed"' if op.kind in ATOMICS else _policy(op)
     e.line(f"{word}({pointer}, {text}{f', mask={mask}' if mask else ''}{tail})", op.loc)
@@ -177,7 +178,7 @@ def _emit_scatter(e, op: Op) -> None:
     pointer, mask = e.access_rows(op, rows, value.type)
     text = e.ref(value, 0)
     if value.type.dtype != param.dtype:
-        text = f"{e.ref(value, ATOM)}.to({e.dtype(param.dtype)})"
+        text = converted(e, e.ref(value, ATOM), value.type.dtype, param.dtype)
     if op.kind == "scatter_add_rows":
         e.line(f'tl.atomic_add({pointer}, {text}, mask={mask}, sem="relaxed")', op.loc)
     else:

@@ -48,13 +48,20 @@ def _infer(fn: Function, op: Op) -> list[Type]:
             f"the inner sizes {ka.side} and {kb.side} differ",
             f"did you mean {' or '.join(others)}?" if others else "",
         )
+    if a.type.dtype.bits == 8 and ka.block < 32:
+        raise IRError(
+            f"{says(a, 'the left operand')} and {says(b, 'the right operand')}: the inner size of "
+            f"8-bit products is at least 32, and this is {ka.side}",
+            "load tiles of 32 along it; ThunderKittens' 8-bit tiles are 16x32 too",
+        )
     acc = i32 if a.type.dtype == i8 else f32
     if len(op.operands) == 3:
         c = op.operands[2]
         if c.type.rank != 2 or c.type.shape != (m.side, n.side) or c.type.dtype != acc:
             raise IRError(
                 f"{says(c, 'the accumulator')}, the product is {m.side}x{n.side} {acc}",
-                f"start it with tk.zeros({m.side}, {n.side})",
+                f"start it with tk.zeros({m.side}, {n.side}"
+                + (", dtype=tk.i32)" if acc == i32 else ")"),
             )
         m, n = m.meet(c.type.axes[0]), n.meet(c.type.axes[1])
     return [Type(acc, (m, n))]
@@ -74,6 +81,10 @@ def _emit(e, op: Op) -> Text:
         parts.append(e.ref(op.operands[2], LOWEST))
     if op.operands[0].type.dtype == f32:
         parts.append(f'input_precision="{op.attrs["precision"]}"')
+    if op.operands[0].type.dtype.is_fp8:
+        # Hopper's tensor cores keep 14 bits of a sum: only 32 products, the fewest that Triton
+        # gives to wgmma, are summed so, and those sums in fp32.
+        parts.append("max_num_imprecise_acc=32")
     if op.result.type.dtype == i32:
         parts.append("out_dtype=tl.int32")
     return f"tl.dot({', '.join(parts)})", ATOM

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from codegen.ir import Axis, Function, Op, Type, i32
-from codegen.ops.base import ATOM, LOWEST, IRError, Need, OpDef, Text, says
+from codegen.ops.base import ATOM, LOWEST, IRError, Need, OpDef, Text, no_fp8, says
 
 #        name: (neutral element, Triton function, numpy function)
 KINDS: dict[str, tuple[float, str, Callable]] = {
@@ -36,6 +36,7 @@ def _reduced(op: Op) -> tuple[tuple[Axis, ...], str | None]:
 
 def _infer(fn: Function, op: Op) -> list[Type]:
     source = op.operands[0]
+    no_fp8(op)
     if source.type.rank == 0:
         raise IRError(f"{says(source, 'the operand')}: there is nothing to reduce")
     if source.type.dtype.kind == "bool":
@@ -101,6 +102,7 @@ def _numpy_arg(op: Op, x):
 
 def _infer_scan(fn: Function, op: Op) -> list[Type]:
     source = op.operands[0]
+    no_fp8(op)
     if source.type.rank == 0 or source.type.dtype.kind == "bool":
         raise IRError(f"{says(source, 'the operand')}: scans take a tile or vector of numbers")
     return [source.type]

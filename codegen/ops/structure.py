@@ -6,7 +6,7 @@ import numpy as np
 
 from codegen.expr import as_int
 from codegen.ir import Axis, Factor, Function, Op, Type, factor
-from codegen.ops.base import ATOM, LOWEST, IRError, OpDef, Text, says
+from codegen.ops.base import ATOM, LOWEST, IRError, OpDef, Text, no_fp8, says
 
 # -- transpose ---------------------------------------------------------------------------------
 
@@ -174,6 +174,7 @@ BROADCAST = OpDef("broadcast", _infer_broadcast, _emit_broadcast)
 
 def _infer_row_outer(fn: Function, op: Op) -> list[Type]:
     a, b = op.operands
+    no_fp8(op)
     if a.type.rank != 2 or b.type.rank != 2 or not a.type.axes[0].same_shape(b.type.axes[0]):
         raise IRError(
             f"{says(a, 'the first')} and {says(b, 'the second')}: a row-wise outer product takes "

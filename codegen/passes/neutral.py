@@ -79,7 +79,8 @@ def _learn(op: Op, fills: Fills) -> None:
             fills[op.result] = float(op.attrs["value"])
     elif op.kind in ("cast", "transpose") and op.operands[0] in fills:
         value = fills[op.operands[0]]
-        if value in (0.0, math.inf, -math.inf) and op.result.type.dtype.is_float:
+        dtype = op.result.type.dtype
+        if value in ((0.0,) if dtype.is_fp8 else (0.0, math.inf, -math.inf)) and dtype.is_float:
             fills[op.result] = value
     elif definition.elementwise and definition.numpy is not None and op.kind != "where":
         _learn_map(op, definition.numpy, fills)

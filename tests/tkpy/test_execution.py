@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-import verbs_numbers  # noqa: F401  adds to CASES
+import verbs_narrow  # noqa: F401  adds to CASES
+import verbs_numbers  # noqa: F401
 import verbs_order  # noqa: F401
 from verbs import CASES
 

@@ -96,7 +96,11 @@ def gelu(x):
 
 @verb
 def cast(x, dtype: DType):
-    """``x`` with elements of ``dtype``; floats round to nearest even."""
+    """``x`` with elements of ``dtype``; floats round to nearest even.
+
+    8-bit floats as in PyTorch: fp8e4m3 has no infinity and saturates at 448, fp8e5m2 becomes
+    infinite from 61440 on, NaN stays NaN. Integers wrap.
+    """
     known_dtype(dtype)
     if not isinstance(x, Value):
         x = current().value(x, dtype)

@@ -426,7 +426,7 @@ def _bitcast(e, op, a):
         a = (
             e.op("fadd", a.ty, a, const(a.ty, -0.0))
             if a.ty in ("f32", "f64")
-            else Val("i16", "c", int(e.literal(a.ty, a.x)))
+            else Val(LLVM[a.ty], "c", int(e.literal(a.ty, a.x)))
         )
     if LLVM[ty] == LLVM[a.ty]:
         return Val(ty, a.kind, a.x, n=a.n)
