@@ -1,4 +1,4 @@
-"""Matrix products of tiles. 16-bit operands accumulate in fp32; fp32 products are exact fp32."""
+"""Matrix products of tiles. Small floats accumulate in fp32; fp32 products are exact fp32."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def _product(form: str, accumulate: bool) -> Verb:
     lower.__doc__ = (
         f"op(a) op(b){' + acc' if accumulate else ''} for a, b of {shapes}: an MxN tile in f32. "
         '``precision="tf32"`` allows tensor-float products of f32 operands.'
+        "\n\n    8-bit operands need K of 32 or more: i8 gives i32, exactly (the sum wraps); 8-bit "
+        "floats, both\n    of one type, are summed in fp32, but for 32 products at a time on "
+        "Hopper, whose tensor cores\n    keep 14 bits. sm_80 has no fp8e4m3 and Triton refuses it "
+        "there by name (fp8e4nv)."
     )
     return verb(lower)
 
