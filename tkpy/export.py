@@ -12,15 +12,17 @@ import contextlib
 import inspect
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from codegen.aot import CPU
 from codegen.emit import filled
 from codegen.expr import Symbol, text
 from codegen.host import dimension_sources, launcher, solve_text
 from codegen.ir import Param
 from codegen.module import write_atomic
-from tkpy.ahead import Setting, lower_for, variables
+from tkpy.ahead import Setting, variables
 from tkpy.ahead import key_of as key_for
 from tkpy.errors import TkError
 from tkpy.signature import (
@@ -42,17 +44,21 @@ MARK = "Written by `tkpy export`"
 _RESERVED = {"torch", "triton", "tl", "_launch"}
 
 
-def export_source(kernel: Kernel, setting: Setting | None = None) -> str:
+def export_source(kernel: Kernel, setting: Setting | None = None, target: str = CPU) -> str:
     """The text of a standalone module with one variant of ``kernel``.
 
     The variant is the one for ``setting`` whose strides may be anything; Triton's launcher itself
-    tells those apart that 16 divides. Raises TkError as ``tkpy.ahead.call_of`` does.
+    tells those apart that 16 divides. ``target`` is a GPU whose schedule a template gets; the file
+    then asserts what tensor descriptors need, and gives Triton memory for them. Raises TkError as
+    ``tkpy.ahead.call_of`` does.
     """
     if kernel.name in _RESERVED:
         raise TkError(f"a kernel called {kernel.name} cannot be exported: rename it")
     setting = setting or Setting()
-    key = key_for(kernel, setting, device="cpu")
-    lowered = lower_for(kernel, setting, device="cpu")
+    scheduled = kernel.template is not None and target != CPU
+    key = key_for(kernel, setting, "cuda" if scheduled else "cpu", target)
+    key = replace(key, aligned=False)
+    lowered = kernel.lower(key)
     launch = launcher(lowered.fn, lowered.emitted, kernel.num_warps, kernel.num_stages)
     launch = launch.replace("def launch(", "def _launch(", 1)
     place = f"{Path(kernel.fn.__code__.co_filename).name}:{kernel.fn.__code__.co_firstlineno}"
@@ -264,6 +270,17 @@ class _Function:
             '"the innermost stride must be 1"',
             f"    span = {twice}sum((n - 1) * s for n, s in zip(t.shape, t.stride()) if n > 1)",
             '    assert span < 2**31 - 2**16, "compiled for 32-bit offsets"',
+            *self._described(),
+        ]
+
+    def _described(self) -> list[str]:
+        schedule = self.lowered.fn.schedule
+        if schedule is None or not schedule.described:
+            return []
+        return [
+            '    assert t.data_ptr() % 16 == 0, "descriptors need addresses of 16 bytes"',
+            "    wide = [s * t.element_size() for s in t.stride()[:-1]]",
+            '    assert all(s % 16 == 0 for s in wide), "descriptors need strides of 16 bytes"',
         ]
 
     def _launch(self) -> list[str]:

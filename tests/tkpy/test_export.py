@@ -236,3 +236,19 @@ def test_settings_that_are_refused(setting, said):
 def test_preconditions_as_text(source, value, holds):
     text = condition_text(Condition.of(source), {"t"})
     assert bool(eval(text, {"t": torch.tensor(value), "n": 4})) is holds
+
+
+def test_a_template_for_a_gpu_asserts_what_descriptors_need(tmp_path):
+    from zoo.kernels.gemm import gemm
+
+    setting = Setting("f32", {}, {"rows": 32, "cols": 32, "depth": 32})
+    source = export_source(gemm, setting, "sm_90")
+    assert "triton.set_allocator(" in source and "tl.make_tensor_descriptor(" in source
+    assert "make_tensor_descriptor" not in export_source(gemm, setting)
+    a, b = torch.randn(50, 72), torch.randn(72, 100)
+    odd = torch.randn(72, 33)
+    calls = {"good": ((a, b), {}), "odd": ((a, odd), {}), "moved": ((a[:, 1:], b[1:]), {})}
+    report = run_alone(tmp_path, source, "gemm", calls)
+    assert (torch.tensor(report["good"][0]) - a @ b).abs().max() < 1e-4
+    assert report["odd"] == "refused: descriptors need strides of 16 bytes"
+    assert report["moved"] == "refused: descriptors need addresses of 16 bytes"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tkpy.cli.find import find
-from tkpy.cli.options import Constants, Dims, Dtype, DtypeName, KernelName, setting
+from tkpy.cli.options import AnyTarget, Constants, Dims, Dtype, DtypeName, KernelName, setting
 from tkpy.cli.output import console, print_code
 from tkpy.export import export_source, write
 
@@ -24,6 +24,9 @@ def export(
     dtype: DtypeName = Dtype.bf16,
     dim: Dims = None,
     constant: Constants = None,
+    target: Annotated[
+        AnyTarget, typer.Option("--target", help="Whose schedule a template gets.")
+    ] = AnyTarget.cpu,
     force: Annotated[
         bool, typer.Option("--force", help="Replace FILE, whatever it holds.")
     ] = False,
@@ -31,10 +34,12 @@ def export(
     """Write a kernel as a Python file that needs only triton and torch.
 
     The function in it has the kernel's name and arguments. One variant is compiled into it: its
-    dtypes, its constants and the sizes of the dimensions that are tile sides are asserted.
+    dtypes, its constants and the sizes of the dimensions that are tile sides are asserted. A file
+    runs wherever Triton does; a template for a GPU also asserts what that schedule needs.
     """
     found = find(kernel)
-    source = export_source(found.kernel, setting(found.kernel, dtype, dim, constant))
+    chosen = setting(found.kernel, dtype, dim, constant)
+    source = export_source(found.kernel, chosen, str(target))
     if output is None or str(output) == "-":
         print_code(source, "python")
         return
