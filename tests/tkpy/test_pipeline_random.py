@@ -9,7 +9,7 @@ from explorer import Explorer, TooMany
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tkpy.pipeline.check import check_once
+from tkpy.pipeline.check import bound, check, check_once, enough_tasks
 from tkpy.pipeline.derive import derive
 from tkpy.pipeline.events import (
     Arrive,
@@ -128,6 +128,30 @@ def test_what_is_derived_has_no_fault(pipeline):
 @settings(quiet, max_examples=50)
 def test_checker_and_explorer_agree(pipeline):
     agree(pipeline)
+
+
+def enough(pipeline):
+    """``check`` looks at a few lengths; every length up to twice its bound shows nothing else."""
+    few = bool(check(pipeline))
+    more = any(
+        check_once(replace(pipeline, iterations=n), tasks)
+        for n in range(1, 2 * bound(pipeline))
+        for tasks in (1, enough_tasks(pipeline) + 1)
+    )
+    assert few == more
+
+
+@given(broken())
+@settings(quiet, max_examples=20)
+def test_the_lengths_that_are_checked_are_enough(pipeline):
+    enough(pipeline)
+
+
+@pytest.mark.slow
+@given(broken())
+@settings(quiet, max_examples=1000)
+def test_the_lengths_that_are_checked_are_enough_at_length(pipeline):
+    enough(pipeline)
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ def timeline(
     """
     from tkpy.pipeline.check import verify
     from tkpy.pipeline.picture import draw
+    from tkpy.pipeline.simulate import lints
 
     found = find(kernel).kernel
     machine = device(device_name)
@@ -104,6 +105,7 @@ def timeline(
         f"{result.flops / peak:.0%} of the matrix peak, bound by {line.binding}"
     )
     stem = out.with_suffix("") if out else Path(f"{found.name}-{machine.name}")
+    facts["lints"] = lints(line.pipeline, machine, planned.dtype)
     facts["pictures"] = [str(p) for p in draw(line, title, stem)]
     if as_json:
         print_json(facts)
@@ -118,6 +120,8 @@ def timeline(
             f"{name.partition(': ')[0]} waits for {name.partition(': ')[2]}", f"{share:.0%}"
         )
     screen.print(table)
+    for said in facts["lints"]:
+        screen.print(f"slow: {said}", soft_wrap=True)
     screen.print(f"drawn: {' '.join(facts['pictures'])}", soft_wrap=True)
 
 

@@ -3,9 +3,10 @@
 How many iterations are enough. Stages of a ring are alike, so an event of iteration ``i`` and one
 of iteration ``j`` are ordered or not by ``j - i`` alone once every ring has been filled for the
 first time; and what is ordered against the next use of a stage is ordered against all later ones.
-So it is enough to look at tasks of every length up to twice the iterations that fill the largest
-ring, plus how far any event looks ahead (:func:`bound`), in as many tasks as it takes to use each
-ring that is filled once a task twice, and one more. A tile over a ring makes stages unlike, but
+So it is enough to look at one long task, of twice the iterations that fill the largest ring plus
+how far any event looks ahead (:func:`bound`), and at tasks of every length that ends before the
+ring has been filled (:func:`lengths`); all in as many tasks as it takes to use each ring that is
+filled once a task twice, and one more. A tile over a ring makes stages unlike, but
 that ring restarts with each task, so its tasks are alike.
 """
 
@@ -67,9 +68,7 @@ def check(pipeline: Pipeline) -> list[Finding]:
     would follow from it.
     """
     found: dict[tuple, Finding] = {}
-    lengths = range(1, bound(pipeline) + 1)
-    step = math.lcm(*(r.every for r in pipeline.rings)) if pipeline.rings else 1
-    for n in [n for n in lengths if n % step == 0][::-1]:
+    for n in lengths(pipeline):
         for finding in check_once(replace(pipeline, iterations=n), enough_tasks(pipeline)):
             found.setdefault((finding.kind, finding.hooks, finding.locs, _shape(finding)), finding)
         if found:
@@ -95,6 +94,18 @@ def check_once(pipeline: Pipeline, tasks: int) -> list[Finding]:
     return found
 
 
+def lengths(pipeline: Pipeline) -> list[int]:
+    """The numbers of iterations that are looked at, the longest first."""
+    longest, every = bound(pipeline), _every(pipeline)
+    short = longest // 2 + every
+    return [longest, *range(short // every * every, 0, -every)]
+
+
+def _every(pipeline: Pipeline) -> int:
+    events = [e for role in pipeline.roles for e in role.events()]
+    return math.lcm(*(r.every for r in pipeline.rings), *(e.when.every for e in events))
+
+
 def bound(pipeline: Pipeline) -> int:
     """How many iterations of a task are enough to see every mistake (see this module)."""
     rings = [r for r in pipeline.rings if r.per != "task"]
@@ -102,7 +113,7 @@ def bound(pipeline: Pipeline) -> int:
     events = [e for role in pipeline.roles for e in role.events()]
     turns = [abs(t) for e in events for t in _turns(e)]
     ahead = max([*turns, *(e.when.more for e in events), 0])
-    every = math.lcm(*(r.every for r in rings), *(e.when.every for e in events))
+    every = _every(pipeline)
     at = max((e.when.at or 0 for e in events), default=0)
     enough = 2 * fill + ahead + max(every, at + 1)
     return -(-enough // every) * every
