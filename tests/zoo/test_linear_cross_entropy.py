@@ -82,6 +82,12 @@ def test_large_logits_do_not_overflow():
     agrees(linear_cross_entropy, x * 100, w, t, **SMALL)
 
 
-def test_ignore_is_a_number_below_all_classes():
-    with pytest.raises(ValueError, match="ignore < 0"):
-        linear_cross_entropy(*inputs(2, 4, 4), ignore=1)
+@pytest.mark.parametrize(
+    "wrong, condition",
+    [({"ignore": 1}, "ignore < 0"), ({"softcap": 0.0}, "softcap > 0"),
+     ({"smoothing": 1.5}, "smoothing <= 1"), ({"smoothing": -0.1}, "smoothing >= 0")],
+    ids=str,
+)  # fmt: skip
+def test_what_has_no_meaning_is_refused(wrong, condition):
+    with pytest.raises(ValueError, match=condition):
+        linear_cross_entropy(*inputs(2, 4, 4), **wrong)
