@@ -38,6 +38,10 @@ _STORES = {
 MOST_POINTS = 4_000_000
 
 
+class RunTime(ValueError):
+    """An amount that depends on a number which only the running kernel, or nobody yet, knows."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One operation's amount, and the loops that repeat it.
@@ -105,7 +109,7 @@ class Cost:
     def number(self, kind: str, sizes: Mapping[str, int], dtype: str | None = None) -> int:
         """The same as a number; ``dtype``: of work on that element type only.
 
-        Raises ValueError if a dimension is missing in ``sizes``.
+        Raises RunTime (a ValueError) if a dimension is missing in ``sizes``.
         """
         return sum(
             evaluate(w.total(), sizes)
@@ -158,7 +162,7 @@ def evaluate(e: Expr, sizes: Mapping[str, int]) -> int:
             inner *= _add_up(s, values)
         if outer.free_symbols:
             missing = ", ".join(sorted(map(str, outer.free_symbols)))
-            raise ValueError(f"the size of {missing} is not given")
+            raise RunTime(f"{missing} is not given, or known to the running kernel only")
         total += int(outer) * inner
     return total
 
@@ -180,7 +184,7 @@ def _add_up(e: Expr, values: Mapping[Symbol, int]) -> int:
         lows, highs = (_at(x, points, values, count) for x in (low, high))
         trips = np.maximum(highs - lows + 1, 0)
         if trips.sum() > MOST_POINTS:
-            raise ValueError(f"{trips.sum()} points are too many to count")
+            raise RunTime(f"{trips.sum()} points are too many to count")
         points = {s: np.repeat(p, trips) for s, p in points.items()}
         offsets = np.arange(trips.sum()) - np.repeat(np.cumsum(trips) - trips, trips)
         points[symbol] = np.repeat(lows, trips) + offsets
@@ -196,7 +200,7 @@ def _at(e: Expr, points: dict[Symbol, np.ndarray], values: Mapping[Symbol, int],
     missing = e.free_symbols - set(points)
     if missing:
         names = ", ".join(sorted(map(str, missing)))
-        raise ValueError(f"the size of {names} is not given")
+        raise RunTime(f"{names} is not given, or known to the running kernel only")
     if not e.free_symbols:
         return np.full(n, int(e), np.int64)
     symbols = sorted(e.free_symbols, key=str)

@@ -277,3 +277,25 @@ def test_bad_requests_are_refused(run, args, says):
     assert out.exit_code in (1, 2), out.output
     assert out.exception is None or isinstance(out.exception, SystemExit)
     assert says in out.output
+
+
+def test_what_only_the_running_kernel_knows_is_said(run, tmp_path):
+    file = tmp_path / "ragged.py"
+    file.write_text(
+        """import tkpy as tk
+
+@tk.kernel
+def ragged(x: tk.Global["N D"], many: tk.Global["S", tk.i32], y: tk.Out["S D"]):
+    s = tk.grid("S")
+    total = tk.zeros("D")
+    for j in tk.range(tk.cdiv(tk.load(many, s), 32)):
+        total += tk.col_sum(tk.load(x, (j, 0), (32, "D"), dtype=tk.f32))
+    tk.store(y, total, (s, 0))
+"""
+    )
+    name = f"{file}:ragged"
+    said = run("cost", name, "S=3")
+    assert said.exit_code == 0 and "at run time" in said.output
+    for args in (("timeline", name, "S=3"), ("cost", name, "--device", "h100")):
+        out = run(*args, "-o", tmp_path / "p")
+        assert out.exit_code == 1 and "known to the running kernel only" in out.output

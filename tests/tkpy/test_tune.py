@@ -156,7 +156,13 @@ def test_candidates():
 
 @pytest.mark.parametrize(
     ("given_", "says"),
-    [({"depth": [16]}, "no tile size depth"), ({"rows": []}, "no values")],
+    [
+        ({"depth": [16]}, "no tile size depth"),
+        ({"rows": []}, "no values"),
+        ({"rows": [0]}, "rows=0 is not"),
+        ({"rows": [16.0]}, "rows=16.0 is not"),
+        ({"cols": [True]}, "cols=True is not"),
+    ],
 )
 def test_bad_candidates_are_refused(given_, says):
     with pytest.raises(tk.TkError, match=says):

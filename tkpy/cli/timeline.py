@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,14 @@ import typer
 from rich import box
 from rich.table import Table
 
-from codegen.cost import KINDS, Cost, evaluate
+from codegen.cost import KINDS, Cost, RunTime, evaluate
 from codegen.expr import text
 from tkpy.ahead import Setting, call_of
 from tkpy.cli.app import NotFound
 from tkpy.cli.find import find
 from tkpy.cli.options import AsJson, Dtype, DtypeName, KernelName, setting
 from tkpy.cli.output import console, print_json
+from tkpy.errors import TkError
 from tkpy.kernel import Kernel
 from tkpy.pipeline.device import DEVICES, Device, device
 from tkpy.pipeline.of_kernel import estimate, front_end, plan
@@ -82,7 +84,10 @@ def timeline(
     found = find(kernel).kernel
     machine = device(device_name)
     chosen, sizes = given(found, dtype, values)
-    planned = plan(found, machine, sizes, chosen)
+    try:
+        planned = plan(found, machine, sizes, chosen)
+    except RunTime as e:
+        raise TkError(f"{found.name} cannot be simulated: {e}") from None
     verify(planned.pipeline)
     result = estimate(planned, machine)
     line = result.timeline
@@ -160,7 +165,8 @@ def cost(
     screen.print(f"[bold]{found.name}[/] {said}, {dtype}", soft_wrap=True)
     table = Table("", "number", "expression", box=box.SIMPLE, pad_edge=False)
     for name, expression, number in rows:
-        table.add_row(name, f"{number:,.4g}" if number < 1e15 else f"{number:.4g}", expression)
+        shown = "at run time" if number is None else f"{number:,.4g}"
+        table.add_row(name, shown, expression)
     screen.print(table)
     for note in amounts.notes:
         screen.print(f"bounded from above: {note}", soft_wrap=True)
@@ -168,18 +174,27 @@ def cost(
         screen.print(f"{name}: {value}", soft_wrap=True)
 
 
-def _rows(amounts: Cost, sizes: dict[str, int]) -> list[tuple[str, str, float]]:
-    rows: list[tuple[str, str, float]] = []
+def _rows(amounts: Cost, sizes: dict[str, int]) -> list[tuple[str, str, float | None]]:
+    rows: list[tuple[str, str, float | None]] = []
     for kind in KINDS:
         e = amounts.expression(kind)
         if e != 0:
-            rows.append((_SAYS[kind], _text(e), amounts.number(kind, sizes)))
+            rows.append((_SAYS[kind], _text(e), _known(partial(amounts.number, kind, sizes))))
     once = amounts.bytes()
     bytes_ = evaluate(once, sizes)
-    flops = sum(amounts.number(k, sizes) for k in ("matrix", "vector", "special"))
+    flops = _known(lambda: sum(amounts.number(k, sizes) for k in ("matrix", "vector", "special")))
     rows.append(("bytes, each tensor once", _text(once), bytes_))
-    rows.append(("FLOPs a byte", "all FLOPs / bytes", flops / bytes_ if bytes_ else 0.0))
+    if flops is not None:
+        rows.append(("FLOPs a byte", "all FLOPs / bytes", flops / bytes_ if bytes_ else 0.0))
     return rows
+
+
+def _known(number: Callable[[], float]) -> float | None:
+    """A number, or None where the running kernel alone knows it."""
+    try:
+        return number()
+    except RunTime:
+        return None
 
 
 def _text(e) -> str:
@@ -192,7 +207,10 @@ def _text(e) -> str:
 def _roofline(found, chosen: Setting, amounts: Cost, sizes, machine: Device, dtype, out) -> dict:
     from tkpy.pipeline.predict import roofline_seconds
 
-    seconds, bound = roofline_seconds(amounts, sizes, machine)
+    try:
+        seconds, bound = roofline_seconds(amounts, sizes, machine)
+    except RunTime as e:
+        raise TkError(f"{found.name} has no roofline: {e}") from None
     flops = sum(amounts.number(k, sizes) for k in ("matrix", "vector", "special"))
     bytes_ = evaluate(amounts.bytes(), sizes)
     facts = {"device": machine.title, "at best": _time(seconds), "bound by": bound}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -39,7 +40,7 @@ def tune(
     rows: list[dict[str, Any]] = [
         {
             "choice": r.choice,
-            "predicted_ms": r.predicted * 1e3,
+            "predicted_ms": r.predicted * 1e3 if math.isfinite(r.predicted) else None,
             "measured_ms": None if r.measured is None else r.measured * 1e3,
             "failed": r.failed,
         }
@@ -62,10 +63,14 @@ def tune(
     if rows:
         table = Table("tiles", "predicted, ms", "measured, ms", box=box.SIMPLE, pad_edge=False)
         for r in sorted(rows, key=lambda r: (r["measured_ms"] is None, r["measured_ms"] or 0)):
-            measured = "" if r["measured_ms"] is None else f"{r['measured_ms']:.3g}"
+            measured = _number(r["measured_ms"])
             name = ", ".join(f"{n}={v}" for n, v in r["choice"].items())
-            table.add_row(name, r["failed"] or f"{r['predicted_ms']:.3g}", measured)
+            table.add_row(name, r["failed"] or _number(r["predicted_ms"]), measured)
         screen.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def inputs(kernel, chosen, sizes) -> dict[str, Any]:

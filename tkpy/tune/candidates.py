@@ -64,6 +64,10 @@ def candidates(
         empty = [n for n, v in given.items() if not v]
         if empty:
             raise TkError(f"{kernel.name}: no values to try for {empty[0]}")
+        for name, tried in given.items():
+            wrong = [v for v in tried if isinstance(v, bool) or not isinstance(v, int) or v < 1]
+            if wrong:
+                raise TkError(f"{kernel.name}: {name}={wrong[0]!r} is not a positive whole number")
         values = {n: list(dict.fromkeys(v)) for n, v in given.items()}
         default = {n: {**open_, **extra}[n] for n in values}
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from triton.errors import TritonError
 
+from codegen.cost import RunTime
 from codegen.cpu.ttir import Unsupported
 from tkpy.call import Call
 from tkpy.errors import TkError
@@ -175,7 +176,9 @@ def _ranked(kernel, args, kwargs, found: list[Choice], target: Device, gpu: bool
             break
         try:
             rows.append(Row(choice, _predicted(kernel, args, kwargs, choice, target, gpu)))
-        except (TkError, ValueError) as e:
+        except RunTime:  # how often a loop runs is known at run time only: measured, not ranked
+            rows.append(Row(choice, float("inf")))
+        except TkError as e:
             rows.append(Row(choice, float("inf"), failed=str(e).partition("\n")[0]))
     return sorted(rows, key=lambda r: r.predicted)
 
