@@ -59,6 +59,7 @@ class Kernel:
         self.binder = Binder(self.signature)
         self._replay = Replay(self.binder)
         self.variants: dict[tuple[VariantKey, str, str], Variant] = {}
+        self._whole: dict = {}
         self._static: dict[tuple, frozenset[str]] = {}
         self._store = VariantStore(self)
 
@@ -221,8 +222,25 @@ class Kernel:
 
     def lower(self, key: VariantKey, **options) -> Lowered:
         """Front end, passes and emission for ``key``, without any cache."""
+        if "split" not in options:
+            options["split"] = self._splits(key)
         warps, stages = self.num_warps, self.num_stages
         return lower(self.fn, self.signature, key, warps, stages, self.template, **options)
+
+    def _splits(self, key: VariantKey) -> bool:
+        """Does the kernel stay whole where its template asks for a loop split by warp?"""
+        slot = (key, repr(key.constants))
+        if self.template is None or not key.machine:
+            return True
+        if slot not in self._whole:
+            from tkpy.ahead import argument_types
+            from tkpy.template.proof import survives
+
+            lowered = self.lower(key, split=True)
+            types = argument_types(lowered.fn, lowered.emitted.arguments)
+            specialised = lowered.fn.schedule is not None and lowered.fn.schedule.specialise
+            self._whole[slot] = not specialised or survives(lowered, types)
+        return self._whole[slot]
 
     def find_static(self, key: VariantKey, sizes: dict[str, int]) -> frozenset[str]:
         return find_static(self.fn, self.signature, key, sizes, self.template)

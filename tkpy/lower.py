@@ -90,8 +90,9 @@ def lower(
     template: Template | None = None,
     poison: bool = False,
     watch: Callable[[str, Function], None] | None = None,
+    split: bool = True,
 ) -> Lowered:
-    """Front end, passes and emission of one variant.
+    """Front end, passes and emission of one variant; without ``split`` no loop is specialised.
 
     Raises:
         CompileError: if the kernel is not legal for these dtypes, constants and sizes.
@@ -101,6 +102,9 @@ def lower(
         watch("frontend", ir)
     if template is not None and key.machine:
         ir.schedule = plan(template, ir, key.machine, key.described)
+        if ir.schedule.specialise and not split:
+            notes = (*ir.schedule.notes, "not specialised: Triton loses this loop when it does")
+            ir.schedule = replace(ir.schedule, specialise=False, notes=notes)
     optimise(ir, poison, watch)
     verify(ir)
     emitted = emit(ir, poison)

@@ -27,12 +27,7 @@ class Calls(Core):
 
     def on_Call(self, node: ast.Call) -> object:
         function = self.eval(node.func)
-        args: list[object] = []
-        for a in node.args:
-            if isinstance(a, ast.Starred):
-                args += list(self.eval(a.value))  # type: ignore[call-overload]
-            else:
-                args.append(self.eval(a))
+        args = self.each(node.args)
         kwargs = {k.arg: self.eval(k.value) for k in node.keywords}
         if None in kwargs:
             raise self.error(node, "**keywords are not part of the language")

@@ -89,10 +89,23 @@ class Expressions(Core):
         raise self.error(node, f"unknown name {name}", f"did you mean {hint}?" if hint else "")
 
     def on_Tuple(self, node: ast.Tuple) -> tuple:
-        return tuple(self.eval(x) for x in node.elts)
+        return tuple(self.each(node.elts))
 
     def on_List(self, node: ast.List) -> list:
-        return [self.eval(x) for x in node.elts]
+        return self.each(node.elts)
+
+    def each(self, nodes: list[ast.expr]) -> list:
+        """The values of some expressions, of which starred ones stand for all that they hold."""
+        out: list[object] = []
+        for x in nodes:
+            if not isinstance(x, ast.Starred):
+                out.append(self.eval(x))
+                continue
+            value = self.eval(x.value)
+            if not isinstance(value, tuple | list):
+                raise self.error(x, f"{what(value)} is one value, which * does not take apart")
+            out += value
+        return out
 
     def on_Lambda(self, node: ast.Lambda) -> Callable:
         frame = self.f

@@ -81,17 +81,33 @@ class Statements(Core):
             self.assign(target.id, value)
             return
         if isinstance(target, ast.Tuple | ast.List):
-            if not isinstance(value, tuple | list) or len(value) != len(target.elts):
-                got = len(value) if isinstance(value, tuple | list) else what(value)
-                raise self.error(target, f"{len(target.elts)} names for {got}")
-            for t, v in zip(target.elts, value, strict=True):
-                self.bind(t, v)
+            self.unpack(target, value)
             return
         raise self.error(
             target,
             "tiles are values and are not assigned to in part",
             "use tk.where or tk.concat, or tk.store for global memory",
         )
+
+    def unpack(self, target: ast.Tuple | ast.List, value: object) -> None:
+        names = target.elts
+        starred = [k for k, t in enumerate(names) if isinstance(t, ast.Starred)]
+        if not isinstance(value, tuple | list):
+            raise self.error(
+                target,
+                f"{what(value)} is one value, and is taken apart into {len(names)}",
+                f"{ast.unparse(names[0])} = ..." if len(names) == 1 else "",
+            )
+        if len(starred) > 1 or not (
+            len(value) >= len(names) - 1 if starred else len(value) == len(names)
+        ):
+            raise self.error(target, f"{len(names)} names for {len(value)} values")
+        values = list(value)
+        for k in starred:
+            end = len(values) - (len(names) - 1 - k)
+            values[k:end] = [tuple(values[k:end])]
+        for t, v in zip(names, values, strict=True):
+            self.bind(t.value if isinstance(t, ast.Starred) else t, v)
 
     def assign(self, name: str, value: object) -> None:
         hold(self.f.env, name, value)

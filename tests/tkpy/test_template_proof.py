@@ -1,0 +1,59 @@
+"""A loop that Triton loses when it splits it by warp is scheduled anew, and left whole."""
+
+import pytest
+
+import tkpy as tk
+from tkpy.ahead import Setting, argument_types, compile_lowered, lower_for
+from tkpy.template.proof import survives, whole
+from zoo.kernels.based import based
+
+
+@tk.lcf(stages=2, consumer_warps=4)
+def product(a: tk.Global["M K"], b: tk.Global["K N"], c: tk.Out["M N"]):
+    i, j = tk.tasks(tk.cdiv("M", 64), tk.cdiv("N", 64))
+
+    def setup():
+        return tk.zeros(64, 64)
+
+    def load(k):
+        return tk.load(a, (i, k), (64, 64)), tk.load(b, (k, j), (64, 64))
+
+    def compute(k, acc, at, bt):
+        return tk.mma_AB(at, bt, acc)
+
+    def finish(acc):
+        tk.store(c, acc, (i, j))
+
+    tk.run(tk.cdiv("K", 64), setup, load, compute, finish)
+
+
+def test_a_loop_that_would_be_lost_is_left_whole():
+    asked = lower_for(based, Setting(), split=True)
+    assert asked.fn.schedule.specialise
+    assert not survives(asked, argument_types(asked.fn, asked.emitted.arguments))
+    got = lower_for(based, Setting())
+    assert not got.fn.schedule.specialise
+    assert "not specialised: Triton loses this loop when it does" in got.fn.schedule.notes
+    assert "warp_specialize" in asked.source and "warp_specialize" not in got.source
+    assert whole(got.fn, compile_lowered(based, got, "sm_90").assembly)
+
+
+def test_what_stays_whole_is_specialised():
+    lowered = lower_for(product, Setting())
+    assert lowered.fn.schedule.specialise
+    assert "setmaxnreg" in compile_lowered(product, lowered, "sm_90").assembly
+
+
+@pytest.mark.parametrize(
+    "assembly, stays",
+    [
+        ("ret;", False),
+        ("st.shared.b32 [a], b; wgmma.mma_async.sync c;", False),
+        ("st.global.b32 [a], b;", False),
+        ("st.global.v4.b32 [a], b; wgmma.mma_async.sync c;", True),
+        ("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [a]; tcgen05.mma.x d;", True),
+        ("cp.async.bulk.tensor.2d.shared::cluster.global.x [a]; tcgen05.mma.x d;", False),
+    ],
+)
+def test_whole_wants_stores_and_products(assembly, stays):
+    assert whole(lower_for(product, Setting()).fn, assembly) == stays
