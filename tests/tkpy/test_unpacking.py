@@ -29,7 +29,7 @@ def test_a_star_takes_what_is_left():
 
 @tk.kernel
 def too_few(x: tk.Global["N"], y: tk.Out["N"]):
-    a, b, c, d, *e = three(tk.load(x, 0, 16))
+    a, _b, _c, _d, *_e = three(tk.load(x, 0, 16))
     tk.store(y, a, 0)
 
 
