@@ -40,7 +40,7 @@ class World:
 
 
 class Explorer:
-    def __init__(self, pipeline: Pipeline, tasks: int, limit: int = 30000):
+    def __init__(self, pipeline: Pipeline, tasks: int, limit: int = 8000):
         self.p, self.limit = pipeline, limit
         self.threads = [
             (role, group, warp, [s for s in pipeline.steps(role, tasks) if warp == 0 or s.event.by == "each"])

@@ -118,14 +118,14 @@ quiet = settings(deadline=None, suppress_health_check=list(HealthCheck), print_b
 
 
 @given(pipelines())
-@settings(quiet, max_examples=12)
+@settings(quiet, max_examples=8)
 def test_what_is_derived_has_no_fault(pipeline):
     assert check_once(pipeline, pipeline.tasks) == []
     agree(pipeline)
 
 
 @given(broken())
-@settings(quiet, max_examples=50)
+@settings(quiet, max_examples=30)
 def test_checker_and_explorer_agree(pipeline):
     agree(pipeline)
 
