@@ -781,7 +781,9 @@ def wrapped(line: str, width: int = 96) -> list[str]:
         if line[k] == "," and depth == 1:
             parts.append(line[begin : k + 1].strip())
             begin = k + 1
-    parts.append(line[begin:-1].strip() + ",")
+    # A comma after the one part of a parenthesis that is no call would make it a tuple.
+    call = bool(re.search(r"\w$", line[:opening]))
+    parts.append(line[begin:-1].strip() + ("," if call or parts else ""))
     return [line[: opening + 1], *(f"    {p}" for p in parts), ")"]
 
 

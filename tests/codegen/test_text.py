@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tkpy"))
 from plain import walk
 from verbs import CASES
 
-from codegen.emit import emit
+from codegen.emit import emit, wrapped
 from codegen.text import ParseError, parse_function, print_function
 from codegen.verify import VerifyError, verify
 
@@ -127,3 +127,16 @@ def test_verifier_refuses():
     fn.body.ops.pop()
     with pytest.raises(VerifyError, match="does not end with a yield"):
         verify(fn)
+
+
+def test_a_long_line_that_is_broken_keeps_its_value():
+    """A parenthesis that is no call stays a number, and does not become a tuple."""
+    x = 7
+    body = " + ".join(["x"] * 40)
+    for text in ("x * 2 + (BODY)", "max(BODY, x)", "int(BODY)", "(BODY, x)"):
+        line = f"y = {text.replace('BODY', body)}"
+        broken, plain = {"x": x}, {"x": x}
+        assert len(wrapped(line)) > 1
+        exec("\n".join(wrapped(line)), broken)
+        exec(line, plain)
+        assert broken["y"] == plain["y"]
