@@ -5,13 +5,13 @@ import torch
 import verbs_narrow  # noqa: F401  adds to CASES
 import verbs_numbers  # noqa: F401
 import verbs_order  # noqa: F401
-from verbs import CASES
+from verbs import CASES, names
 
 import tkpy as tk
 from tkpy.execution import executor, interpreted, launcher, strict
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_native_code_agrees_with_the_interpreter(name, dtype, monkeypatch):
     kernel, _, make, options = CASES[name]

@@ -49,7 +49,7 @@ def wide_values(dtype):
 
 
 @pytest.mark.parametrize("target", KINDS)
-@pytest.mark.parametrize("source", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("source", ["f32", "bf16", pytest.param("f16", marks=pytest.mark.slow)])
 def test_narrowing_is_torchs(source, target):
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[source]
     x = wide_values(dtype)
@@ -71,7 +71,8 @@ def interpreted_call(kernel, x):
 
 
 @pytest.mark.parametrize("source", KINDS)
-@pytest.mark.parametrize("target", ["f32", "bf16", "f16", "fp8e4m3", "fp8e5m2", "i32"])
+@pytest.mark.parametrize("target", ["f32", "bf16", "fp8e4m3", "i32",
+                                    *(pytest.param(t, marks=pytest.mark.slow) for t in ("f16", "fp8e5m2"))])  # fmt: skip
 def test_widening_every_code(source, target):
     x = torch.arange(256, dtype=torch.uint8).view(KINDS[source])
     if target == "i32":
@@ -112,17 +113,18 @@ def test_products_of_bytes_are_exact_at_their_ends():
         assert (kernel(a, b)[0] == x * y * 1024).all()
 
 
-def test_products_of_8_bit_floats_are_sums_in_fp32():
+@pytest.mark.parametrize("name", ["fp8e4m3", pytest.param("fp8e5m2", marks=pytest.mark.slow)])
+def test_products_of_8_bit_floats_are_sums_in_fp32(name):
     g = torch.Generator().manual_seed(1)
-    for name, kind in KINDS.items():
-        a, b = (torch.randn(s, generator=g).to(kind) for s in ((37, 300), (300, 50)))
-        got = CASES[f"products_{name}"][0](a, b)[0].double()
-        x, y = a.double(), b.double()
-        bound = 2**-22 * 17 * (x.abs() @ y.abs())
-        assert bool(((got - x @ y).abs() <= bound).all())
+    a, b = (torch.randn(s, generator=g).to(KINDS[name]) for s in ((37, 300), (300, 50)))
+    got = CASES[f"products_{name}"][0](a, b)[0].double()
+    x, y = a.double(), b.double()
+    bound = 2**-22 * 17 * (x.abs() @ y.abs())
+    assert bool(((got - x @ y).abs() <= bound).all())
 
 
-OURS = ["products_i8", "products_fp8e4m3", "products_fp8e5m2", "moves_fp8e4m3", "moves_fp8e5m2"]
+OURS = ["products_i8", "products_fp8e4m3", "moves_fp8e4m3",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("products_fp8e5m2", "moves_fp8e5m2"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])

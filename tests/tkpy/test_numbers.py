@@ -11,7 +11,11 @@ from verbs import CASES
 import tkpy as tk
 from tkpy.ahead import Setting, compile_for
 
-OURS = ["integers_i32", "integers_u32", "integers_i64", "integers_u64", "rounding"]
+SLOW = pytest.mark.slow
+OURS = [
+    "integers_i32", pytest.param("integers_u32", marks=SLOW), "rounding",
+    pytest.param("integers_i64", marks=SLOW), pytest.param("integers_u64", marks=SLOW),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", ["sm_90", pytest.param("gfx942", marks=pytest.mark.slow)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import pytest
 import torch
 
 import tkpy as tk
@@ -13,6 +14,12 @@ CASES: dict[str, tuple] = {}
 
 def case(kernel, meaning, make, **options):
     CASES[kernel.name] = (kernel, meaning, make, options)
+
+
+def names():
+    """Of all cases, for parametrising; of those that differ in a type only one is quick."""
+    slow = [n for n in CASES if CASES[n][3].get("slow")]
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in CASES]
 
 
 def tile(*names):

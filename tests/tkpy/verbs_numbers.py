@@ -104,7 +104,13 @@ def _integers_make(dtype):
 for _dtype, _numpy, _width in (
     (tk.i32, np.int32, 32), (tk.u32, np.uint32, 32), (tk.i64, np.int64, 64), (tk.u64, np.uint64, 64),
 ):  # fmt: skip
-    case(integers(_dtype, _width), _meaning(_width), _integers_make(_numpy), limits={"N": 48})
+    case(
+        integers(_dtype, _width),
+        _meaning(_width),
+        _integers_make(_numpy),
+        limits={"N": 48},
+        slow=_dtype in (tk.u32, tk.i64),
+    )
 
 
 @tk.kernel
