@@ -19,7 +19,7 @@ def narrow(t, exact):
     return t if exact else tk.cast(t, tk.bf16)
 
 
-@tk.kernel(where=["S <= P"], num_warps=8)
+@tk.lcsf(where=["S <= P"], stages=2, persistent=False)
 def fftconv(
     u: tk.Global["B H S Q"],
     kf: tk.Global["H P Q", tk.c64],
@@ -38,17 +38,26 @@ def fftconv(
     them. Products are of fp32, or of bf16 parts unless ``exact``; the rest is fp32. A program
     reads one head's filter and goes over ``batches`` sequences with it.
     """
-    h, i = tk.grid("H", tk.cdiv("B", batches))
+    h, i = tk.tasks("H", tk.cdiv("B", batches))
     ft = narrow(tk.load(f, (0, 0), shape=("P", "P")), exact)
     gt = narrow(tk.load(g, (0, 0), shape=("Q", "Q")), exact)
     wt = tk.load(w, (0, 0), shape=("P", "Q"))
     kt = tk.load(kf, (h, 0, 0), shape=("P", "Q")) / (tk.static("P") * tk.static("Q"))
-    for b in tk.range(i * batches, min(i * batches + batches, tk.dim("B"))):
-        t = tk.load(u, (b, h, 0, 0), shape=("P", "Q"), dtype=tk.f32 if exact else tk.bf16)
+
+    def load(b):
+        return tk.load(u, (b, h, 0, 0), shape=("P", "Q"), dtype=tk.f32 if exact else tk.bf16)
+
+    def compute(b, t):
         t = tk.mm_AB(ft, t) * wt
         t = tk.mm_AB(narrow(t, exact), gt) * kt
         t = tk.mm_AB(narrow(t, exact), tk.conj(gt)) * tk.conj(wt)
-        tk.store(y, tk.mm_AB(tk.conj(ft), narrow(t, exact)).real, (b, h, 0, 0))
+        return tk.mm_AB(tk.conj(ft), narrow(t, exact)).real
+
+    def store(b, t):
+        tk.store(y, t, (b, h, 0, 0))
+
+    sequences = tk.range(i * batches, min(i * batches + batches, tk.dim("B")))
+    tk.run(sequences, None, load, compute, store, None)
 
 
 def _chain(u, kf, f, w, g, back):
