@@ -36,7 +36,7 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "linear cross entropy": (("linear_cross_entropy",), None, None),
     "Flux": (("flux_gelu", "flux_gate"), None, None),
     "layernorm and rmsnorm": (("layernorm", "rmsnorm"), 35, 112),
-    "rotary": (("rotary",), 32, 77),
+    "rotary": (("rotary",), 20, 77),
     "short convolution": (("short_conv",), 30, 131),
     "FFT convolution": (("fftconv",), None, None),
     "gemm": (("gemm",), None, None),

@@ -40,7 +40,7 @@ REFUSED = {
         ["while loops are not part of the language", "tk.range"],
     ),
     "comprehension": (
-        GRID + X + "    l = [a for _ in range(2)]\n" + STORE, 3, ["not part of the language", "for loop"],
+        GRID + X + "    l = list(a for _ in range(2))\n" + STORE, 3, ["not part of the language", "[...]"],
     ),
     "with": (GRID + X + "    with x:\n        pass\n" + STORE, 3, ["not part of the language"]),
     "use before definition": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import sympy
 
@@ -19,6 +19,7 @@ from tkpy.frontend.source import Undefined, held
 from tkpy.frontend.syntax import (
     COMPARISONS,
     INSTEAD,
+    MAX_UNROLL,
     OPERATORS,
     assigned,
     closest,
@@ -106,6 +107,39 @@ class Expressions(Core):
                 raise self.error(x, f"{what(value)} is one value, which * does not take apart")
             out += value
         return out
+
+    def on_ListComp(self, node: ast.ListComp) -> list:
+        """``[f(x) for x in (a, b) if ...]`` over constants: unrolled, in a scope of its own."""
+        kept = dict(self.f.env)
+        try:
+            return list(self._unroll(node, node.generators))
+        finally:
+            self.f.env.clear()
+            self.f.env.update(kept)
+
+    def _unroll(self, node: ast.ListComp, loops: list[ast.comprehension]) -> Iterator[object]:
+        if not loops:
+            yield self.eval(node.elt)
+            return
+        many = self.eval(loops[0].iter)
+        if not isinstance(many, builtins.range | tuple | list) or len(many) > MAX_UNROLL:
+            raise self.error(
+                loops[0].iter,
+                f"a comprehension is unrolled, over at most {MAX_UNROLL} constants, "
+                f"not over {what(many)}",
+                "use a for loop over tk.range",
+            )
+        for item in many:
+            self.bind(loops[0].target, item)  # type: ignore[attr-defined]
+            if all(self.decided(c) for c in loops[0].ifs):
+                yield from self._unroll(node, loops[1:])
+
+    def decided(self, node: ast.expr) -> bool:
+        """A condition of a comprehension, which is known when the kernel is compiled."""
+        value = self.eval(node)
+        if is_condition(value) or isinstance(value, Value):
+            raise self.error(node, "what a comprehension leaves out is decided at compile time")
+        return bool(value)
 
     def on_Lambda(self, node: ast.Lambda) -> Callable:
         frame = self.f

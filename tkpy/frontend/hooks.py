@@ -43,13 +43,27 @@ class Hook:
     def parameters(self) -> list[str]:
         return [a.arg for a in self.node.args.args]
 
+    @property
+    def rest(self) -> str | None:
+        """The name after a star, which takes what is left."""
+        return self.node.args.vararg.arg if self.node.args.vararg else None
+
+    @property
+    def stated(self) -> str:
+        """The parameters, for errors."""
+        return ", ".join([*self.parameters, *([f"*{self.rest}"] if self.rest else [])])
+
+    def takes(self, count: int) -> bool:
+        """Does it take so many values?"""
+        return count >= len(self.parameters) if self.rest else count == len(self.parameters)
+
 
 class Hooks(Core):
     """Nested functions and ``tk.run``, the fourth part of the walker."""
 
     def do_FunctionDef(self, node: ast.FunctionDef) -> None:
         spec = node.args
-        if spec.vararg or spec.kwarg or spec.kwonlyargs or spec.defaults or spec.posonlyargs:
+        if spec.kwarg or spec.kwonlyargs or spec.defaults or spec.posonlyargs:
             raise self.error(node, f"{node.name} takes plain parameters: it is inlined here")
         hook = Hook(node, self.f)
         for decorator in node.decorator_list:
@@ -67,10 +81,10 @@ class Hooks(Core):
         """The hook's body, inlined; ``node`` is what calls it."""
         if kwargs:
             raise self.error(node, f"{hook.name} is called with its values in order")
-        if len(args) != len(hook.parameters):
+        if not hook.takes(len(args)):
             raise self.error(
                 node,
-                f"{hook.name} takes {len(hook.parameters)} values ({', '.join(hook.parameters)}) "
+                f"{hook.name} takes {len(hook.parameters)} values ({hook.stated}) "
                 f"and is given {len(args)}",
             )
         if hook in self.calling:
@@ -79,7 +93,9 @@ class Hooks(Core):
         for name in assigned(hook.node.body):
             # As in Python: a name that is assigned here is not the one outside.
             seen[name] = Undefined(f"{hook.name} assigns it, which makes it a name of its own")
-        for name, value in zip(hook.parameters, args, strict=True):
+        if hook.rest:
+            seen[hook.rest] = tuple(args[len(hook.parameters) :])
+        for name, value in zip(hook.parameters, args, strict=False):
             if isinstance(value, Value) and not value.hint:
                 value.hint = name
             hold(seen, name, value)
@@ -215,10 +231,10 @@ class _Run:
 
     def takes(self, hook: Hook, wanted: list[str]) -> None:
         """Raises unless ``hook`` has a parameter for each of ``wanted``."""
-        if len(hook.parameters) != len(wanted):
+        if not hook.takes(len(wanted)):
             raise self.bad(
                 hook,
-                f"takes {len(hook.parameters)} values ({', '.join(hook.parameters) or 'none'}) "
+                f"takes {len(hook.parameters)} values ({hook.stated or 'none'}) "
                 f"and is given {len(wanted)}: {', '.join(wanted) or 'none'}",
                 f"def {hook.name}({', '.join(wanted)}):",
             )

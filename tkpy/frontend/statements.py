@@ -13,6 +13,7 @@ from tkpy.frontend.core import Core
 from tkpy.frontend.source import PARTS, Return, Undefined, hold
 from tkpy.frontend.syntax import (
     INSTEAD,
+    MAX_UNROLL,
     assigned,
     compatible,
     defined_symbols,
@@ -22,7 +23,6 @@ from tkpy.frontend.syntax import (
     words,
 )
 
-_MAX_UNROLL = 256
 #: What evaluating the author's expressions at compile time may raise: said with its line.
 PYTHON_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
@@ -246,7 +246,7 @@ class Statements(Core):
             self._tile_loop(node, many)
             return
         if isinstance(many, builtins.range | tuple | list):
-            if len(many) > _MAX_UNROLL:
+            if len(many) > MAX_UNROLL:
                 raise self.error(
                     node,
                     f"this loop would be unrolled {len(many)} times",

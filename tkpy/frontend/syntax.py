@@ -36,14 +36,15 @@ COMPARISONS = {
 }
 
 
+MAX_UNROLL = 256  # trips of a Python loop in a kernel
+
 INSTEAD = {
     "With": "there is nothing to manage in a kernel",
     "Try": "a kernel cannot fail part-way; state preconditions in @tk.kernel(where=[...])",
     "Raise": "state preconditions in @tk.kernel(where=[...])",
     "FunctionDef": "define it outside and decorate it with @tk.function",
     "ClassDef": "use tuples",
-    "ListComp": "write a for loop over constants; it is unrolled",
-    "GeneratorExp": "write a for loop over constants; it is unrolled",
+    "GeneratorExp": "write a list, [...]; it is unrolled",
     "DictComp": "use tuples",
     "Dict": "use tuples",
     "Set": "use tuples",

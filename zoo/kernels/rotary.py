@@ -13,43 +13,30 @@ def rotary(
     y: tk.Out["B H N D"],
     *,
     rows: int = 64,
-    heads: int = 1,
 ):
     """Turns (x[r], x[r + R]) by the angle r of its position, for r < R; copies x[2 R:].
 
     x, y: [B, H, N, D]; cos, sin: [N, R] of the angles of these N positions, in a dtype of their
     own; R is D / 2, or less for a partial rotation. A call that starts at position p takes
     ``cos[p : p + N]``. Su et al., "RoFormer" (arXiv 2104.09864, equation 34), with the halves of
-    GPT-NeoX and LLaMA instead of neighbouring pairs. A task turns ``heads`` heads by the angles
-    that it has loaded once.
+    GPT-NeoX and LLaMA instead of neighbouring pairs. A task loads the angles of ``rows`` positions
+    once and turns all heads by them, as ThunderKittens' kernel does.
     """
-    b, g, i = tk.tasks("B", tk.cdiv("H", heads), tk.cdiv("N", rows))
-    more = tk.static("D") > 2 * tk.static("R")
-    c = tk.load(cos, (i, 0), (rows, "R"), dtype=tk.f32)
-    s = tk.load(sin, (i, 0), (rows, "R"), dtype=tk.f32)
+    b, i = tk.tasks("B", tk.cdiv("N", rows))
+    c, s = [tk.load(t, (i, 0), (rows, "R"), dtype=tk.f32) for t in (cos, sin)]
+    parts = [p for p in ((0, "R"), ("R", "R"), ("2 * R", "D - 2 * R")) if tk.static(p[1]) > 0]
 
-    def places(k):
-        h = g * heads + k
-        return (b, h, i, 0), (b, h, i, tk.at("R")), (b, h, i, tk.at("2 * R"))
+    def load(h):
+        return [tk.load(x, (b, h, i, tk.at(at)), (rows, n), dtype=tk.f32) for at, n in parts]
 
-    def load(k):
-        low, high, rest = places(k)
-        one = tk.load(x, low, (rows, "R"), dtype=tk.f32)
-        two = tk.load(x, high, (rows, "R"), dtype=tk.f32)
-        return one, two, tk.load(x, rest, (rows, "D - 2 * R")) if more else None
+    def compute(h, one, two, *rest):
+        return one * c - two * s, two * c + one * s, *rest
 
-    def compute(k, one, two, rest):
-        return one * c - two * s, two * c + one * s, rest
+    def store(h, *turned):
+        for (at, _), t in zip(parts, turned, strict=True):
+            tk.store(y, t, (b, h, i, tk.at(at)))
 
-    def store(k, one, two, rest):
-        low, high, end = places(k)
-        tk.store(y, one, low)
-        tk.store(y, two, high)
-        if more:
-            tk.store(y, rest, end)
-
-    count = 1 if heads == 1 else min(heads, tk.dim("H") - g * heads)
-    tk.run(count, None, load, compute, store)
+    tk.run(tk.dim("H"), None, load, compute, store)
 
 
 def _rotary_terms(x, cos, sin):
