@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from codegen.emit import ALIGNMENT, Emitted, aligned_name, filled, stride_name
+from codegen.emit import Emitted
 from codegen.expr import Expr, Symbol, text
 from codegen.ir import Function, Param
 from codegen.schedule import Schedule
+from codegen.writer import ALIGNMENT, aligned_name, filled, stride_name
 
 
 def dimension_sources(params: Sequence[Param]) -> dict[Symbol, tuple[str, int, Expr]]:

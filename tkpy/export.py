@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codegen.aot import CPU
-from codegen.emit import filled
 from codegen.expr import Symbol, text
 from codegen.host import dimension_sources, launcher, solve_text
 from codegen.ir import Param
 from codegen.module import write_atomic
+from codegen.writer import filled
 from tkpy.ahead import Setting, variables
 from tkpy.ahead import key_of as key_for
 from tkpy.errors import TkError

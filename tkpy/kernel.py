@@ -234,8 +234,9 @@ class Kernel:
             return True
         if slot not in self._whole:
             from tkpy.ahead import argument_types
-            from tkpy.template.proof import survives
+            from tkpy.template.proof import in_order, survives
 
+            in_order(self, key)
             lowered = self.lower(key, split=True)
             types = argument_types(lowered.fn, lowered.emitted.arguments)
             specialised = lowered.fn.schedule is not None and lowered.fn.schedule.specialise

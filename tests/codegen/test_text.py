@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tkpy"))
 from plain import walk
 from verbs import CASES
 
-from codegen.emit import emit, wrapped
+from codegen.emit import emit
 from codegen.text import ParseError, parse_function, print_function
 from codegen.verify import VerifyError, verify
+from codegen.writer import wrapped
 
 SIZES = {"M": 33, "N": 17, "K": 35}
 

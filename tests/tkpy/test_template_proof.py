@@ -1,9 +1,15 @@
 """A loop that Triton loses when it splits it by warp is scheduled anew, and left whole."""
 
+from dataclasses import replace
+
 import pytest
 
 import tkpy as tk
-from tkpy.ahead import Setting, argument_types, compile_lowered, lower_for
+from tkpy.ahead import Setting, argument_types, compile_lowered, key_of, lower_for
+from tkpy.pipeline import derive
+from tkpy.pipeline.events import Wait
+from tkpy.pipeline.model import PipelineError
+from tkpy.template import proof
 from tkpy.template.proof import survives, whole
 from zoo.kernels.based import based
 
@@ -36,6 +42,25 @@ def test_a_loop_that_would_be_lost_is_left_whole():
     assert "not specialised: Triton loses this loop when it does" in got.fn.schedule.notes
     assert "warp_specialize" in asked.source and "warp_specialize" not in got.source
     assert whole(got.fn, compile_lowered(based, got, "sm_90").assembly)
+
+
+def test_a_pipeline_is_checked_before_anything_is_compiled(monkeypatch):
+    key = key_of(product, Setting())
+    proof.in_order(product, key)
+    right = derive.derive
+
+    def hasty(*args, **kwargs):
+        """What derive gives, with a consumer that does not wait for its inputs."""
+        p = right(*args, **kwargs)
+        role = p.roles[-1]
+        body = tuple(e for e in role.body if not isinstance(e, Wait))
+        return replace(p, roles=(*p.roles[:-1], replace(role, body=body)))
+
+    monkeypatch.setattr("tkpy.pipeline.of_kernel.derive", hasty)
+    monkeypatch.setattr(proof, "survives", lambda *_: pytest.fail("compiled before it was checked"))
+    product._whole.clear()
+    with pytest.raises(PipelineError, match="compute"):
+        product.lower(key)
 
 
 def test_what_stays_whole_is_specialised():

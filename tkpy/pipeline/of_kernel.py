@@ -109,7 +109,7 @@ def front_end_of(kernel: Kernel, key: VariantKey) -> tuple[Function, Cost]:
             raise _Enough
 
     with contextlib.suppress(_Enough):
-        kernel.lower(key, watch=watch)
+        kernel.lower(key, watch=watch, split=True)
     return plans[0], found[0]
 
 

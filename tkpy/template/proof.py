@@ -1,13 +1,18 @@
-"""Whether Triton's split of a loop by warp left the kernel whole.
+"""What is proved of a template's variant before it runs: its pipeline, and what Triton made of it.
 
-Triton 3.7 removes some loops that it is asked to specialise, on sm_90 with several products on a
-state for one: what it compiles without a word then stores nothing. So a specialised kernel is
-compiled once before it is used, and one that came out empty is scheduled anew, not specialised.
+The pipeline is checked for races and deadlocks before anything is compiled. Then: Triton 3.7 removes
+some loops that it is asked to specialise, on sm_90 with several products on a state for one: what
+it compiles without a word then stores nothing. So a specialised kernel is compiled once before it
+is used, and one that came out empty is scheduled anew, not specialised.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from codegen.aot import compile_source
 from codegen.ir import Function
@@ -15,6 +20,31 @@ from codegen.ir import Function
 STORES = re.compile(r"\b(st\.(?!shared|local|async\.shared)|red\.|atom\.|cp\.(async|reduce\.async)"
                     r"\.bulk\S*\.global\.shared)")  # fmt: skip
 PRODUCTS = re.compile(r"\b(wgmma\.mma|tcgen05\.mma|mma\.sync|mma\.sp|fma\.rn|mad\.)")
+
+
+#: The device whose pipeline stands for a machine's.
+DEVICES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
+
+
+def in_order(kernel, key) -> None:
+    """Raises PipelineError where the template's pipeline has a race or a deadlock.
+
+    Sizes are any that meet the preconditions: what is found holds for every number of iterations.
+    A pipeline that cannot be drawn up at all says nothing of its order, and is left to Triton.
+    """
+    from tkpy.ahead import choose_sizes
+    from tkpy.errors import TkError
+    from tkpy.pipeline import device
+    from tkpy.pipeline.check import verify
+    from tkpy.pipeline.of_kernel import front_end_of, plan_of
+
+    try:
+        fn, amounts = front_end_of(kernel, key)
+        sizes = choose_sizes(kernel.signature, dict(key.static), dict(key.constants))
+        planned = plan_of(kernel, fn, amounts, device.DEVICES[DEVICES[key.machine]], sizes)
+    except TkError:
+        return
+    verify(planned.pipeline)
 
 
 def whole(fn: Function, assembly: str) -> bool:
@@ -27,16 +57,31 @@ def survives(lowered, types: dict[str, str]) -> bool:
     """Compiles a specialised kernel and reads it back; False too where Triton gives up on it."""
     schedule = lowered.fn.schedule
     try:
-        compiled = compile_source(
-            lowered.source,
-            lowered.emitted.name,
-            types,
-            {},
-            schedule.machine,
-            num_warps=schedule.warps,
-            num_stages=schedule.stages,
-            attrs={name: 16 for name, t in types.items() if t.startswith("*")},
-        )
+        with _quiet():
+            compiled = compile_source(
+                lowered.source,
+                lowered.emitted.name,
+                types,
+                {},
+                schedule.machine,
+                num_warps=schedule.warps,
+                num_stages=schedule.stages,
+                attrs={name: 16 for name, t in types.items() if t.startswith("*")},
+            )
     except Exception:  # whatever Triton raises here, it may not raise of the loop left whole
         return False
     return whole(lowered.fn, compiled.assembly)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What Triton's passes say of their failures goes past Python, to the process' own stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -8,7 +8,7 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.kernel(where=["slope >= 0"], num_warps=8, num_stages=2)
+@tk.lcsf(where=["slope >= 0"], stages=2, persistent=False)
 def linear_attention(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
@@ -31,21 +31,33 @@ def linear_attention(
     within a chunk, the state for all before it. Every exponent is zero or negative. Qin et al.,
     "Lightning Attention-2" (arXiv 2401.04658, algorithm 1).
     """
-    b, h, c = tk.grid("B", "H", tk.cdiv("V", cols))
+    b, h, c = tk.tasks("B", "H", tk.cdiv("V", cols))
     rate = -tk.load(slope, h)
     place = tk.iota(chunk)
     distance = tk.cast(tk.col_vec(place) - tk.row_vec(place), tk.f32)
     within = tk.exp(tk.make_causal(distance * rate, fill=-math.inf))
     place = tk.col_vec(tk.cast(place, tk.f32))
-    s = begin(state, (b, h, 0, c), "F", cols)
-    for i in tk.range(tk.cdiv("N", chunk)):
-        at, count = (b, h, i, 0), min(tk.dim("N") - i * chunk, chunk)
-        qt, kt = tk.load(q, at, (chunk, "F")), tk.load(k, at, (chunk, "F"))
-        vt = tk.load(v, (b, h, i, c), (chunk, cols))
+
+    def setup():
+        return begin(state, (b, h, 0, c), "F", cols)
+
+    def load(i):
+        qt, kt = tk.load(q, (b, h, i, 0), (chunk, "F")), tk.load(k, (b, h, i, 0), (chunk, "F"))
+        return qt, kt, tk.load(v, (b, h, i, c), (chunk, cols))
+
+    def compute(i, s, qt, kt, vt):
+        count = min(tk.dim("N") - i * chunk, chunk)
         before, after = tk.exp((place + 1.0) * rate), tk.exp((count - 1 - place) * rate)
         yt, s = advance(qt, kt, vt, within, before, after, tk.exp(count * rate), s)
+        return s, yt
+
+    def store(i, yt):
         tk.store(y, yt, (b, h, i, c))
-    end(new_state, s, (b, h, 0, c))
+
+    def finish(s):
+        end(new_state, s, (b, h, 0, c))
+
+    tk.run(tk.cdiv("N", chunk), setup, load, compute, store, finish)
 
 
 def _decayed(q, k, v, slope, state, terms):
