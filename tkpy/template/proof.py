@@ -1,9 +1,9 @@
 """What is proved of a template's variant before it runs: its pipeline, and what Triton made of it.
 
-The pipeline is checked for races and deadlocks before anything is compiled. Then: Triton 3.7 removes
-some loops that it is asked to specialise, on sm_90 with several products on a state for one: what
-it compiles without a word then stores nothing. So a specialised kernel is compiled once before it
-is used, and one that came out empty is scheduled anew, not specialised.
+The pipeline is checked for races and deadlocks before anything is compiled. Then: Triton 3.7
+removes some loops that it is asked to specialise, on sm_90 with several products on a state for
+one: what it compiles without a word then stores nothing. So a specialised kernel is compiled once
+before it is used, and one that came out empty is scheduled anew, not specialised.
 """
 
 from __future__ import annotations
