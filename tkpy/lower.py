@@ -104,7 +104,8 @@ def lower(
         ir.schedule = plan(template, ir, key.machine, key.described)
         if ir.schedule.specialise and not split:
             notes = (*ir.schedule.notes, "not specialised: Triton loses this loop when it does")
-            ir.schedule = replace(ir.schedule, specialise=False, notes=notes)
+            # Through pointers: without warps of their own descriptors cost the consumers registers.
+            ir.schedule = replace(ir.schedule, specialise=False, described=False, notes=notes)
     optimise(ir, poison, watch)
     verify(ir)
     emitted = emit(ir, poison)

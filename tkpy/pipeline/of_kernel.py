@@ -188,7 +188,7 @@ class _Reader:
         each, compute = self._split(body, per="iteration")
         tail, finish = self._split(after, per="task")
         loads += tail
-        stores = self._stores(body) if self.loop is None else []
+        stores = self._stores() if self.loop is None or self._lcsf() else []
         finish, tiles = self._finish(finish)
         helpers = producers + (WARPGROUP if stores else 0)
         registers = split_registers(helpers, self.groups * self.warps, blocks)
@@ -324,12 +324,14 @@ class _Reader:
 
     def _store(self, op: Op, per: str, said: dict) -> list[Event]:
         size = _bytes(op.operands[0], self.fn.param(op.attrs["param"]).dtype.bits)
-        if self.loop is None:
+        if self.loop is None or (per == "iteration" and op.hook and self._lcsf()):
             name = f"{op.attrs['param']}_out"
             while name in self.rings:
                 name += "_"
-            self.rings[name] = Ring(name, 1, size, align=128, loc=op.loc)
-            self.open = [*getattr(self, "open", []), name]
+            stages = 1 if self.loop is None else self.kernel.template.output_stages
+            self.rings[name] = Ring(name, stages, size, align=128, loc=op.loc)
+            if self.loop is None:
+                self.open = [*getattr(self, "open", []), name]
             return [Write(Place(name, split=True), size // self.groups, **said)]
         if per == "iteration":
             return [Store(size // self.groups, **said)]
@@ -338,7 +340,11 @@ class _Reader:
             StoreAsync(Place(f"{op.attrs['param']}_tile", split=True), size // self.groups, **said),
         ]
 
-    def _stores(self, ops: list[Op]) -> list[Event]:
+    def _lcsf(self) -> bool:
+        """Has the kernel a hook that stores every iteration?"""
+        return self.kernel.template is not None and self.kernel.template.kind == "lcsf"
+
+    def _stores(self) -> list[Event]:
         names = [n for n in self.rings if n not in self.of_op.values()]
         return [StoreAsync(Place(n), self.rings[n].bytes, hook="store") for n in names]
 

@@ -35,7 +35,7 @@ def attend(q, k, v, t0, t1, t2, s0, s1, s2):
     return top / bottom, t1, t2, s0, s1, s2
 
 
-@tk.lcsf(where=["1 <= F", "F <= 32"], stages=2, persistent=False)
+@tk.lcsf(where=["1 <= F", "F <= 32"], stages=2, consumer_warps=8, persistent=False)
 def based(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
