@@ -5,7 +5,7 @@ import re
 import llvmlite.binding as binding
 import pytest
 import torch
-from test_poison import CASES, LARGE, SLOW
+from test_poison import CASES, LARGE, SLOW, TWICE
 from zoo_helpers import outputs
 
 import codegen.cpu
@@ -35,7 +35,9 @@ NARROW = ("gemm", "softmax", "rotary", "attention, causal")
     "name, dtype",
     [
         pytest.param(
-            n, torch.float32, marks=pytest.mark.slow if n in SLOW or CASES[n][0] in LARGE else ()
+            n,
+            torch.float32,
+            marks=pytest.mark.slow if n in SLOW | TWICE or CASES[n][0] in LARGE else (),
         )
         for n in CASES
     ]

@@ -133,6 +133,14 @@ SLOW = {
     "linear_cross_entropy",
 }  # fmt: skip
 LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
+#: Cases whose kernel is tried in bf16 by another one.
+TWICE = {
+    "based of one chunk",
+    "based with state",
+    "attention, window",
+    "gemm transposed",
+    "fftconv",
+}
 FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
 
 
@@ -143,7 +151,7 @@ FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for
             n,
             dtype,
             marks=pytest.mark.slow
-            if n in SLOW or (dtype is torch.bfloat16 and CASES[n][0] in LARGE)
+            if n in SLOW or (dtype is torch.bfloat16 and (n in TWICE or CASES[n][0] in LARGE))
             else (),
         )
         for n in CASES
