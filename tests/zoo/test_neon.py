@@ -5,7 +5,7 @@ import re
 import llvmlite.binding as binding
 import pytest
 import torch
-from test_poison import CASES, LARGE, SLOW, TWICE
+from test_poison import CASES
 from zoo_helpers import outputs
 
 import codegen.cpu
@@ -28,6 +28,8 @@ def machine():
     return target.create_target_machine(cpu=NEON.cpu, features=NEON.flags, opt=2)
 
 
+#: Other kernels are compiled for ARM by the slow tests.
+EVERY_TIME = {"gemm", "softmax", "rotary", "attention", "layernorm", "based_decode", "short_conv"}
 NARROW = ("gemm", "softmax", "rotary", "attention, causal")
 
 
@@ -37,7 +39,7 @@ NARROW = ("gemm", "softmax", "rotary", "attention, causal")
         pytest.param(
             n,
             torch.float32,
-            marks=pytest.mark.slow if n in SLOW | TWICE or CASES[n][0] in LARGE else (),
+            marks=() if n in EVERY_TIME else pytest.mark.slow,
         )
         for n in CASES
     ]

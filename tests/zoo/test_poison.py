@@ -133,7 +133,7 @@ SLOW = {
     "linear_cross_entropy",
 }  # fmt: skip
 LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
-#: Cases whose kernel is tried in bf16 by another one.
+#: Cases whose kernel another case tries every time.
 TWICE = {
     "based of one chunk",
     "based with state",
@@ -141,7 +141,10 @@ TWICE = {
     "gemm transposed",
     "fftconv",
 }
-FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CASES]
+FAST_OR_SLOW = [
+    pytest.param(n, marks=pytest.mark.slow if n in SLOW | TWICE or CASES[n][0] in LARGE else ())
+    for n in CASES
+]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +154,7 @@ FAST_OR_SLOW = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for
             n,
             dtype,
             marks=pytest.mark.slow
-            if n in SLOW or (dtype is torch.bfloat16 and (n in TWICE or CASES[n][0] in LARGE))
+            if n in SLOW or (dtype is torch.bfloat16 and CASES[n][0] in LARGE)
             else (),
         )
         for n in CASES
