@@ -75,6 +75,7 @@ def test_what_stays_whole_is_specialised():
         ("ret;", False),
         ("st.shared.b32 [a], b; wgmma.mma_async.sync c;", False),
         ("st.global.b32 [a], b;", False),
+        ("mad.lo.s32 r, r, r, r; fma.rn.f32 f, f, f, f; st.global.b32 [a], b;", False),
         ("st.global.v4.b32 [a], b; wgmma.mma_async.sync c;", True),
         ("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [a]; tcgen05.mma.x d;", True),
         ("cp.async.bulk.tensor.2d.shared::cluster.global.x [a]; tcgen05.mma.x d;", False),

@@ -449,9 +449,3 @@ def _joined(events: list[Event]) -> list[Event]:
 
 def _read(roles: list[Role], ring: str) -> bool:
     return any(not w and p.name == ring for r in roles for e in r.events() for p, w in places(e))
-
-
-def _places(e: Event):
-    from tkpy.pipeline.events import places
-
-    return places(e)

@@ -19,8 +19,8 @@ from codegen.ir import Function
 
 STORES = re.compile(r"\b(st\.(?!shared|local|async\.shared)|red\.|atom\.|cp\.(async|reduce\.async)"
                     r"\.bulk\S*\.global\.shared)")  # fmt: skip
-PRODUCTS = re.compile(r"\b(wgmma\.mma|tcgen05\.mma|mma\.sync|mma\.sp|fma\.rn|mad\.)")
-
+MATRIX = re.compile(r"\b(wgmma\.mma|tcgen05\.mma|mma\.sync)")
+EXACT = re.compile(r"\bfma\.rn\.f(32|64)")  # what fp32 products may become instead
 
 #: The device whose pipeline stands for a machine's.
 DEVICES = {"sm_80": "a100", "sm_90": "h100", "sm_100": "b200", "gfx942": "mi300x"}
@@ -49,8 +49,11 @@ def in_order(kernel, key) -> None:
 
 def whole(fn: Function, assembly: str) -> bool:
     """Does NVIDIA's assembly store, and multiply where the tiles do?"""
-    multiplies = any(op.kind == "mma" for op in fn.body.walk())
-    return bool(STORES.search(assembly)) and (not multiplies or bool(PRODUCTS.search(assembly)))
+    products = [op.operands[0].type.dtype for op in fn.body.walk() if op.kind == "mma"]
+    found = bool(MATRIX.search(assembly))
+    if all(dtype.bits >= 32 for dtype in products):
+        found = found or not products or bool(EXACT.search(assembly))
+    return found and bool(STORES.search(assembly))
 
 
 def survives(lowered, types: dict[str, str]) -> bool:

@@ -1,20 +1,7 @@
 """The verbs of the language, one module a family; ``tkpy`` exports them all."""
 
-from tkpy.vocabulary import (
-    complex_tiles,
-    create,
-    index,
-    maps,
-    masks,
-    memory,
-    mma,
-    numbers,
-    order,
-    random,
-    reduce,
-    structure,
-    template,
-)
+from types import ModuleType as _Module
+
 from tkpy.vocabulary.complex_tiles import *  # noqa: F403
 from tkpy.vocabulary.create import *  # noqa: F403
 from tkpy.vocabulary.index import *  # noqa: F403
@@ -30,20 +17,5 @@ from tkpy.vocabulary.structure import *  # noqa: F403
 from tkpy.vocabulary.template import *  # noqa: F403
 from tkpy.vocabulary.verb import VERBS as VERBS
 
-_FAMILIES = (
-    complex_tiles,
-    create,
-    index,
-    maps,
-    masks,
-    memory,
-    mma,
-    numbers,
-    order,
-    random,
-    reduce,
-    structure,
-    template,
-)
 # Verbs alone, not the modules that hold them: ``tkpy.template`` is a package of its own.
-__all__ = ["VERBS", *(name for family in _FAMILIES for name in family.__all__)]
+__all__ = [n for n, x in globals().items() if not (n.startswith("_") or isinstance(x, _Module))]
