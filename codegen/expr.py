@@ -8,6 +8,7 @@ the host. Division is floor division and ``%`` has the sign of the divisor, as i
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -33,9 +34,16 @@ __all__ = [
     "cdiv",
     "is_index",
     "parse",
+    "spelled",
     "sym",
     "text",
 ]
+
+
+@functools.lru_cache(1 << 14, typed=True)
+def spelled(expr: object) -> str:
+    """``str(expr)``, remembered: expressions are sorted by it, and sympy spells slowly."""
+    return str(expr)
 
 
 def sym(name: str) -> Symbol:
@@ -159,6 +167,9 @@ def as_int(value: object) -> int | None:
 _MAX_STEPS = 40
 #: How far above its lower bound a symbol without an upper one is tried.
 _SPREAD = (0, 1, 2, 7, 63, 64, 300)
+#: What ``nonnegative`` found, by the question and the facts; it depends on nothing else.
+_ANSWERS: dict[tuple, bool] = {}
+_MANY = 1 << 14
 
 
 @dataclass
@@ -182,9 +193,20 @@ class Facts:
 
     def nonnegative(self, expr: Expr | int) -> bool:
         """True only if ``expr >= 0`` is proved for all values the facts allow."""
-        expr = sympy.expand(sympy.sympify(expr).subs(self.equal))
+        expr = sympy.sympify(expr)
+        expr = sympy.expand(expr.subs(self.equal) if self.equal else expr)
         if expr.is_Integer:
             return int(expr) >= 0
+        # Passes ask again what others asked, and so do the next variants of the kernel.
+        slot = (expr, *self.ranges.items(), *self.equal.items())
+        answer = _ANSWERS.get(slot)
+        if answer is None:
+            if len(_ANSWERS) >= _MANY:
+                _ANSWERS.clear()
+            answer = _ANSWERS[slot] = self._search(expr)
+        return answer
+
+    def _search(self, expr: Expr) -> bool:
         # Most questions have the answer no, and a few values of the symbols tell it at once.
         if self._refuted(expr):
             return False
@@ -436,7 +458,7 @@ class _Printer:
             return self.name(e), p["atom"]
         if e.is_Add:
             # Symbols in their order of names, the constant last, the first term positive.
-            terms = sorted(e.args, key=lambda t: (t.is_Integer, _negative(t), str(t)))
+            terms = sorted(e.args, key=lambda t: (t.is_Integer, _negative(t), spelled(t)))
             out = self.show(terms[0], p["add"])
             for t in terms[1:]:
                 neg = _negative(t)
@@ -445,7 +467,7 @@ class _Printer:
         if e.is_Mul:
             if _negative(e):
                 return "-" + self.show(-e, p["mul"]), p["add"]
-            factors = sorted(e.args, key=lambda t: (t.is_Integer, str(t)))
+            factors = sorted(e.args, key=lambda t: (t.is_Integer, spelled(t)))
             return " * ".join(self.show(f, p["mul"] + 1) for f in factors), p["mul"]
         if e.is_Pow and e.exp.is_Integer and e.exp > 0:
             return " * ".join([self.show(e.base, p["mul"] + 1)] * int(e.exp)), p["mul"]
@@ -462,14 +484,14 @@ class _Printer:
         if isinstance(e, Min | Max):
             # Nested pairs: Triton's min and max take two scalars.
             word = "min" if isinstance(e, Min) else "max"
-            parts = [self.show(a, 0) for a in sorted(e.args, key=str)]
+            parts = [self.show(a, 0) for a in sorted(e.args, key=spelled)]
             return reduce(lambda x, y: f"{word}({x}, {y})", parts), p["atom"]
         if e.is_Relational:
             a, b = self.show(e.lhs, p["cmp"] + 1), self.show(e.rhs, p["cmp"] + 1)
             return f"{a} {e.rel_op} {b}", p["cmp"]
         if isinstance(e, And | Or):
             word = "and" if isinstance(e, And) else "or"
-            parts = [self.show(a, p[word] + 1) for a in sorted(e.args, key=str)]
+            parts = [self.show(a, p[word] + 1) for a in sorted(e.args, key=spelled)]
             return f" {word} ".join(parts), p[word]
         if isinstance(e, Not):
             return f"not {self.show(e.args[0], p['not'])}", p["not"]

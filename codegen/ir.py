@@ -9,13 +9,14 @@ kernel knows is a value whose symbol such expressions may name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 
-from codegen.expr import Boolean, Expr, Facts, Max, Min, Symbol, as_int, text
+from codegen.expr import Boolean, Expr, Facts, Max, Min, Symbol, as_int, spelled, text
 from codegen.schedule import Schedule
 
 # --------------------------------------------------------------------------------------------
@@ -133,12 +134,17 @@ class Factor:
 
 def factor(side: int, bounds: Iterable[Expr] = ()) -> Factor:
     """A factor in canonical form: bounds expanded, sorted, without those that cannot bind."""
+    return _factor(side, tuple(bounds))
+
+
+@functools.lru_cache(1 << 12)
+def _factor(side: int, bounds: tuple[Expr, ...]) -> Factor:
     constants = [int(b) for b in map(sympy.sympify, bounds) if b.is_Integer]
     others = {sympy.expand(b) for b in map(sympy.sympify, bounds) if not b.is_Integer}
     if len(others) > 1:  # of bounds that differ by a number the least
         others = {b for b in others if not any(_exceeds(b, c) for c in others)}
     smallest = min([side, *constants])
-    out = tuple(sorted(others, key=str))
+    out = tuple(sorted(others, key=spelled))
     return Factor(side, (*out, sympy.Integer(max(smallest, 0))) if smallest < side else out)
 
 

@@ -72,7 +72,7 @@ def substitute(value: object, symbols: dict[Symbol, Expr]) -> object:
     if isinstance(value, Symbol) and value in symbols:
         return symbols[value]
     if isinstance(value, Expr | Boolean):
-        return value.subs(symbols, simultaneous=True)
+        return _substituted(value, symbols)
     if isinstance(value, tuple):
         return tuple(substitute(v, symbols) for v in value)
     if isinstance(value, Axis):
@@ -80,12 +80,15 @@ def substitute(value: object, symbols: dict[Symbol, Expr]) -> object:
     return value
 
 
+def _substituted(e: Expr | Boolean, symbols: dict[Symbol, Expr]) -> Expr | Boolean:
+    touched = not e.free_symbols.isdisjoint(symbols)
+    return e.subs(symbols, simultaneous=True) if touched else e
+
+
 def substitute_axis(axis: Axis, symbols: dict[Symbol, Expr]) -> Axis:
     return Axis(
         tuple(
-            factor(f.side, [b.subs(symbols, simultaneous=True) for b in f.bounds])
-            if f.bounds
-            else f
+            factor(f.side, [_substituted(b, symbols) for b in f.bounds]) if f.bounds else f
             for f in axis.factors
         )
     )

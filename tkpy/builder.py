@@ -209,7 +209,8 @@ class Builder:
         if isinstance(x, str):
             x = self.parse(x)
         e = sympy.sympify(x)
-        return e.subs({sym(n): v for n, v in self.static.items()})
+        known = {s: self.static[s.name] for s in e.free_symbols if s.name in self.static}
+        return e.subs(known) if known else e
 
     def parse(self, source: str):
         """An expression over the signature's dimension names."""

@@ -94,8 +94,10 @@ class VariantStore:
         return self._entries[slot]
 
     def _path(self, what: str, key: VariantKey) -> Path | None:
+        from tkpy.frontend.source import lines_of
+
         try:
-            text = "".join(inspect.getsourcelines(self.kernel.fn)[0])
+            text = "".join(lines_of(self.kernel.fn)[0])
         except OSError:
             return None
         parts = [
@@ -183,6 +185,7 @@ def _describe(value: object, depth: int, names: list[str]) -> str | None:
     """
     from codegen.ir import DType
     from tkpy.frontend import Inlined
+    from tkpy.frontend.source import lines_of
     from tkpy.vocabulary.verb import Verb
 
     if isinstance(value, _PLAIN):
@@ -199,8 +202,10 @@ def _describe(value: object, depth: int, names: list[str]) -> str | None:
         described = {n: _describe(v, depth + 1, names) for n, v in mine.items()}
         return None if None in described.values() else f"scope:{value.__name__}:{described}"
     if isinstance(value, Inlined) and depth < 8:
+        from tkpy.frontend.source import lines_of
+
         try:
-            text = "".join(inspect.getsourcelines(value.fn)[0])
+            text = "".join(lines_of(value.fn)[0])
         except OSError:
             return None
         names = _names(value.fn.__code__)

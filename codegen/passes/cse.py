@@ -42,4 +42,4 @@ def _key(fn: Function, op: Op) -> object | None:
         return None  # a store in between may have changed it
     # True == 1 == 1.0 in Python, so an attribute is told apart by its type as well.
     attrs = tuple(sorted((k, type(v).__name__, str(v)) for k, v in op.attrs.items()))
-    return (op.kind, tuple(map(id, op.operands)), attrs, str(op.result.type))
+    return (op.kind, tuple(map(id, op.operands)), attrs, op.result.type)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol
+from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol, spelled
 from codegen.ir import Function, Op, Region, Value, loop_parts
 from codegen.ops import TABLE
 from codegen.ops.mask import COL, ROW
@@ -103,7 +103,7 @@ def _thresholds(fn: Function, body: Region, index: Symbol) -> list[Expr]:
                     found |= _solve(dims[d] - begin - side, index)
                 if limit is not None:
                     found |= _solve(limit - begin - side, index)
-    return sorted((t for t in found if not (t.free_symbols & inner)), key=str)
+    return sorted((t for t in found if not (t.free_symbols & inner)), key=spelled)
 
 
 def _solve(margin: Expr, index: Symbol) -> set[Expr]:

@@ -126,6 +126,17 @@ def test_grouped_heads_stay_in_bounds():
     assert not facts.nonnegative(groups - 2 - FloorDiv(h, FloorDiv(heads, groups)))
 
 
+def test_an_answer_holds_for_its_facts_only():
+    facts = Facts({N: (sympy.Integer(1), None)})
+    assert facts.nonnegative(N - 1)
+    assert not Facts({N: (ZERO, None)}).nonnegative(N - 1)
+    facts.ranges[N] = (ZERO, None)
+    assert not facts.nonnegative(N - 1)
+    facts.equal[N] = sym("half") * 2 + 1
+    facts.ranges[sym("half")] = (ZERO, None)
+    assert facts.nonnegative(N - 1)
+
+
 def test_parse_refuses():
     for wrong in ("N +", "f(N)", "N.x", "1.5", "'a'", "[1]"):
         with pytest.raises(ValueError, match="not an integer expression"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -11,6 +12,17 @@ from dataclasses import dataclass
 from codegen.ir import Loc
 from tkpy.builder import Complex
 from tkpy.errors import TkError
+
+
+@functools.lru_cache(1 << 12)
+def lines_of(fn: Callable) -> tuple[tuple[str, ...], int]:
+    """The lines of ``fn`` as they were when they were first asked for, and the number of the first.
+
+    Raises OSError or TypeError if they cannot be read. Python finds a function's end by splitting
+    its file into tokens, so it is asked once.
+    """
+    lines, first = inspect.getsourcelines(fn)
+    return tuple(lines), first
 
 
 @dataclass(frozen=True)
@@ -24,10 +36,11 @@ class Source:
     indent: int
 
     @staticmethod
+    @functools.lru_cache(1 << 12)
     def of(fn: Callable) -> Source:
         """Raises TkError if the source of ``fn`` cannot be read (typed at a prompt, say)."""
         try:
-            lines, first = inspect.getsourcelines(fn)
+            lines, first = lines_of(fn)
         except (OSError, TypeError):
             raise TkError(
                 f"the source of {fn.__name__} cannot be read; tkpy compiles from source\n"
@@ -38,7 +51,7 @@ class Source:
         tree = ast.parse(textwrap.dedent(text)).body[0]
         if not isinstance(tree, ast.FunctionDef):
             raise TkError(f"{fn.__name__}: a kernel is a plain function, not a lambda or coroutine")
-        return Source(tree, fn.__code__.co_filename, tuple(lines), first, indent)
+        return Source(tree, fn.__code__.co_filename, lines, first, indent)
 
     def loc(self, node: ast.AST) -> Loc:
         line = getattr(node, "lineno", 1)

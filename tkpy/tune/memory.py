@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import math
 import platform
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from codegen.module import cache_dir, write_atomic
 from tkpy.call import Call
+from tkpy.frontend.source import lines_of
 from tkpy.kernel import Kernel
 from tkpy.store import fingerprint
 from tkpy.tune.candidates import SMALLEST, Choice
@@ -56,7 +56,7 @@ class Memory:
         ``taken``: the tile sizes that the call gives itself, by which calls differ.
         """
         try:
-            source = "".join(inspect.getsourcelines(self.kernel.fn)[0])
+            source = "".join(lines_of(self.kernel.fn)[0])
         except (OSError, TypeError):
             return None
         from tkpy.tune.candidates import knobs
