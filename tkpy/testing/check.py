@@ -21,7 +21,7 @@ from tkpy.testing.model import Model
 from tkpy.testing.plan import Example, Plan
 from tkpy.testing.refusals import check_refusals
 from tkpy.testing.run import Failed, Runner
-from tkpy.testing.strategies import examples as examples_of
+from tkpy.testing.strategies import Choices, bytes_for, example
 
 _SHRINK_SECONDS, _SHRINK_RUNS = 10.0, 150
 
@@ -57,15 +57,26 @@ class _Search:
         self.runner, self.total, self.progress = runner, total, progress
         self.done = self.shrinks = 0
         self.failures: dict[str, Failed] = {}
+        self.failing: dict[bytes, Failed] = {}
         self.last: Failed | None = None
         self.since = 0.0
 
-    def __call__(self, example: Example) -> None:
+    def __call__(self, raw: bytes) -> None:
+        failed = self.failing.get(raw)
+        if failed is None and not self._spent():
+            failed = self._run(example(self.runner.plan, Choices(raw)))
         # Always the same exception from the same line: to hypothesis they are one failure.
-        failed = self._run(example)
         if failed is not None:
-            self.last = failed
+            self.last = self.failing[raw] = failed
             raise Failed(failed.text, failed.ratio)
+
+    def _spent(self) -> bool:
+        """Whether enough was done to make a failure smaller: the rest of the calls counts as right.
+
+        Hypothesis goes on for a while, so these calls have to be cheap.
+        """
+        late = time.monotonic() - self.since > _SHRINK_SECONDS
+        return bool(self.failures) and (late or self.shrinks >= _SHRINK_RUNS)
 
     def _run(self, example: Example) -> Failed | None:
         text = repr(example)
@@ -73,8 +84,6 @@ class _Search:
             return self.failures[text]
         if self.failures:
             self.shrinks += 1
-            if self.shrinks > _SHRINK_RUNS or time.monotonic() - self.since > _SHRINK_SECONDS:
-                return None
         else:
             self.done += 1
         try:
@@ -203,14 +212,14 @@ def _explore(search: _Search, plan: Plan, count: int, seed: int) -> Failed | Non
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if _SHRINK_RUNS else (Phase.generate,),
         report_multiple_bugs=False,
         print_blob=False,
         verbosity=Verbosity.quiet,
     )
-    @hypothesis.given(examples_of(plan))
-    def run(example: Example) -> None:
-        search(example)
+    @hypothesis.given(bytes_for(plan))
+    def run(raw: bytes) -> None:
+        search(raw)
 
     try:
         with _storage(), warnings.catch_warnings():

@@ -7,6 +7,7 @@ become a ``Domain`` from which values are made that satisfy them, without trial 
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -141,9 +142,14 @@ def resolve(domain: Domain, known: Mapping[str, object], dtype: DType) -> Range:
 
 def evaluate(tree: ast.expr, known: Mapping[str, object]):
     """The value of a side of a condition, or None if it names something unknown."""
-    if any(isinstance(n, ast.Name) and n.id not in known for n in ast.walk(tree)):
+    if not names_in(tree) <= known.keys():
         return None
     return _value(tree, dict(known))
+
+
+@functools.lru_cache(1 << 12)
+def names_in(tree: ast.expr) -> frozenset[str]:
+    return frozenset(n.id for n in ast.walk(tree) if isinstance(n, ast.Name))
 
 
 def _tightest(bounds: list[Bound], known: Mapping[str, object], dtype: DType, sign: int):

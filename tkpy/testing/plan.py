@@ -22,7 +22,7 @@ from tkpy.kernel import Kernel
 from tkpy.lower import VariantKey, _walk
 from tkpy.signature import TORCH_NAMES, DType, TensorSpec
 from tkpy.testing.data import tensor
-from tkpy.testing.domains import Domain, Range, domains_of, resolve
+from tkpy.testing.domains import Domain, Range, domains_of, names_in, resolve
 from tkpy.testing.pools import (
     SMALL,
     STATIC,
@@ -114,6 +114,7 @@ class Plan:
         self._names_exist()
         self.shapes: dict[Setting, Shapes] = defaultdict(Shapes)
         self._found: dict[int, Setting] = {}
+        self._solvers: dict[tuple[Setting, bool], tuple[Shapes, Solver]] = {}
         self.drafts = self._drafts(random.Random(seed), examples, poison)
 
     def _names_exist(self) -> None:
@@ -250,7 +251,15 @@ class Plan:
     # -- sizes and scalars -----------------------------------------------------------------
 
     def solver(self, setting: Setting, static_pool: bool = False) -> Solver:
+        """What finds sizes for a setting; the same one each time while its shapes are the same."""
         shapes = self.shapes[setting]
+        known = self._solvers.get((setting, static_pool))
+        if known is None or known[0] is not shapes:
+            known = shapes, self._new_solver(setting, shapes, static_pool)
+            self._solvers[setting, static_pool] = known
+        return known[1]
+
+    def _new_solver(self, setting: Setting, shapes: Shapes, static_pool: bool) -> Solver:
         integers = [
             p.name
             for p in self.signature.scalars
@@ -303,7 +312,7 @@ class Plan:
                 continue
             sides = [t for t, _ in domain.lower + domain.upper] + [t for *_, t in domain.fixed]
             known = {*self._dims(setting), *(s.name for s in self.signature.scalars)}
-            used = {n for t in sides for n in _names(t)} & known
+            used = {n for t in sides for n in names_in(t)} & known
             used = {n for n in used if n in self._dims(setting) or self._integer(n, setting)}
 
             def room(k, p=p, domain=domain):
@@ -427,12 +436,6 @@ def _divisors_first(order: list[str], solver: Solver) -> list[str]:
     tied = {n for c in solver.constraints if len(c.names) > 1 for n in c.names}
     free = [n for n in order if n not in tied]
     return sorted((n for n in order if n in tied), key=rank.__getitem__) + free
-
-
-def _names(tree) -> set[str]:
-    import ast
-
-    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, object]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ names that are still open can be completed, so nothing is drawn in vain.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -33,15 +34,23 @@ class Constraint:
 
 @dataclass
 class Solver:
-    """``pools``: candidates a name, simplest first. ``bounds``: the user's limits."""
+    """``pools``: candidates a name, simplest first. ``bounds``: the user's limits.
+
+    Nothing of it may change once it was asked: it remembers what can be completed.
+    """
 
     names: list[str]
     constraints: list[Constraint]
     pools: dict[str, list[int]]
     bounds: Mapping[str, object] = field(default_factory=dict)
+    _found: dict[tuple, bool] = field(default_factory=dict, init=False, repr=False)
 
     def order(self) -> list[str]:
         """Divisors before what they divide, otherwise as declared."""
+        return list(self._order)
+
+    @functools.cached_property
+    def _order(self) -> list[str]:
         divisors = {
             n.id
             for c in self.constraints
@@ -65,7 +74,18 @@ class Solver:
     def completes(self, known: Mapping[str, object]) -> bool:
         return self._completes(dict(known))
 
+    @functools.cached_property
+    def _free(self) -> set[str]:
+        """Names that no constraint has: their values do not matter to the others."""
+        return set(self.names).difference(*(c.names for c in self.constraints))
+
     def _completes(self, known: dict[str, object]) -> bool:
+        slot = tuple(item for item in known.items() if item[0] not in self._free)
+        if slot not in self._found:
+            self._found[slot] = self._search(known)
+        return self._found[slot]
+
+    def _search(self, known: dict[str, object]) -> bool:
         for c in self.constraints:
             if c.names <= known.keys() and not c.test(known):
                 return False
@@ -78,7 +98,7 @@ class Solver:
     def _related(self, known: Mapping[str, object]) -> list[str]:
         """Open names that share a constraint with another name."""
         tied = {n for c in self.constraints if c.names - known.keys() for n in c.names}
-        return [n for n in self.order() if n not in known and n in tied]
+        return [n for n in self._order if n not in known and n in tied]
 
     def _candidates(self, name: str, known: Mapping[str, object]) -> list[int]:
         extra: list[int] = []
@@ -102,14 +122,24 @@ class Solver:
 def _suggested(tree: ast.expr, name: str, known: Mapping[str, object]) -> list[int]:
     """Values that a condition points at: multiples of a divisor, the numbers beside a bound."""
     out: list[int] = []
+    for part, divides in _telling(tree):
+        number = evaluate(part, known)
+        if not isinstance(number, int) or isinstance(number, bool):
+            continue
+        if not divides:
+            out += [number, number + 1, number - 1]
+        elif number > 0:
+            out += [number, 2 * number, 3 * number]
+    return [v for v in out if 0 <= v <= 4096]
+
+
+@functools.lru_cache(1 << 10)
+def _telling(tree: ast.expr) -> list[tuple[ast.expr, bool]]:
+    """The divisors (True) and the sides of comparisons (False) in a condition."""
+    out: list[tuple[ast.expr, bool]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
-            divisor = evaluate(node.right, known)
-            if isinstance(divisor, int) and divisor > 0:
-                out += [divisor, 2 * divisor, 3 * divisor]
+            out.append((node.right, True))
         elif isinstance(node, ast.Compare):
-            for side in (node.left, *node.comparators):
-                number = evaluate(side, known)
-                if isinstance(number, int) and not isinstance(number, bool):
-                    out += [number, number + 1, number - 1]
-    return [v for v in out if 0 <= v <= 4096]
+            out += [(side, False) for side in (node.left, *node.comparators)]
+    return out
