@@ -196,6 +196,8 @@ class Printer(Access):
         self.symbol_names[symbol] = self.fresh(symbol.name)
         bounds = self._bound(stop) if start == 0 else f"{self._bound(start)}, {self._bound(stop)}"
         stages = op.attrs.get("num_stages")
+        if op.attrs.get("reverse"):
+            bounds, stages = f"{self._below_one(stop)}, {self._below_one(start)}, -1", None
         if stages == 1:
             self.line("# what is left: tiles at an edge or under a mask")
         word = f"tl.range({bounds}, num_stages={stages})" if stages else f"range({bounds})"
@@ -215,6 +217,10 @@ class Printer(Access):
             self.names[result] = name
             if result.symbol is not None:
                 self.scopes[-1].symbols.add(result.symbol)
+
+    def _below_one(self, e: Expr) -> str:
+        """The text of ``e - 1``."""
+        return str(int(e) - 1) if e.is_Integer else f"{self._bound(e)} - 1"
 
     def _bound(self, e: Expr) -> str:
         """The text of a loop bound; a long one gets a name, which later bounds may mention."""

@@ -108,7 +108,8 @@ class _Program:
     def do_for(self, op: Op) -> list[object]:
         carried = [self.values[v] for v in op.operands]
         body = op.regions[0]
-        for k in range(self.number(op.attrs["start"]), self.number(op.attrs["stop"])):  # type: ignore
+        trips = range(self.number(op.attrs["start"]), self.number(op.attrs["stop"]))  # type: ignore
+        for k in reversed(trips) if op.attrs.get("reverse") else trips:
             self.symbols[op.attrs["index"]] = k  # type: ignore
             for a, x in zip(body.args, carried, strict=True):
                 self.bind(a, x)
@@ -218,6 +219,19 @@ class _Program:
         meaning = TABLE["subtile"].numpy
         assert meaning is not None
         return meaning(op, self.values[op.operands[0]], self.number(op.attrs["start"]))  # type: ignore
+
+    def do_place(self, op: Op):
+        x, axis = np.asarray(self.values[op.operands[0]]), op.attrs["axis"]
+        out = np.zeros(self.shape(op.result.type), x.dtype)
+        start = self.number(op.attrs["start"])  # type: ignore
+        cut: list[slice] = [slice(n) for n in out.shape]
+        cut[axis] = slice(start, start + x.shape[axis])  # type: ignore
+        into = out[tuple(cut)]
+        into[...] = x[tuple(slice(n) for n in into.shape)]
+        return out
+
+    def do_barrier(self, op: Op) -> None:
+        return None
 
     def do_concat(self, op: Op):
         shape, axis = self.shape(op.result.type), op.attrs["axis"]

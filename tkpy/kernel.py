@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tkpy.backward import Backward
 from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
 from tkpy.execution import executor, launcher, machine_of
@@ -62,6 +63,7 @@ class Kernel:
         self._whole: dict = {}
         self._static: dict[tuple, frozenset[str]] = {}
         self._store = VariantStore(self)
+        self.backward = Backward(self)
 
     def __repr__(self) -> str:
         return f"<tk.kernel {self.name}>"

@@ -9,6 +9,8 @@ import sympy
 
 from codegen.emit import Emitted, emit
 from codegen.expr import Expr, FloorDiv, Symbol, parse, sym
+from codegen.grad.plan import Derivation, derive, prepare
+from codegen.grad.reverse import NoGradient
 from codegen.host import module_source
 from codegen.ir import DTYPES, DType, Function, Param, Region, f32
 from codegen.ops.base import IRError
@@ -100,6 +102,21 @@ def lower(
     ir, walker = _walk(fn, signature, key, template)
     if watch:
         watch("frontend", ir)
+    return finish(ir, key, num_warps, num_stages, template, poison, watch, split, walker)
+
+
+def finish(
+    ir: Function,
+    key: VariantKey,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    template: Template | None = None,
+    poison: bool = False,
+    watch: Callable[[str, Function], None] | None = None,
+    split: bool = True,
+    walker: Walker | None = None,
+) -> Lowered:
+    """Passes and emission of ``ir``, in place."""
     if template is not None and key.machine:
         ir.schedule = plan(template, ir, key.machine, key.described)
         if ir.schedule.specialise and not split:
@@ -110,6 +127,47 @@ def lower(
     verify(ir)
     emitted = emit(ir, poison)
     return Lowered(ir, emitted, module_source(ir, emitted, num_warps, num_stages), walker)
+
+
+@dataclass
+class Differentiated:
+    """A kernel's backward, lowered: the forward that saves what it asks for, and its programs."""
+
+    derivation: Derivation
+    forward: Lowered
+    pieces: list[Lowered]
+
+
+def differentiate(
+    fn: Callable,
+    signature: Signature,
+    key: VariantKey,
+    wrt: tuple[str, ...],
+    given: tuple[str, ...],
+    num_warps: int = 4,
+    num_stages: int = 3,
+    template: Template | None = None,
+    deterministic: bool = True,
+    poison: bool = False,
+) -> Differentiated:
+    """The backward of one variant with respect to ``wrt``, from the cotangents of ``given``.
+
+    Raises:
+        CompileError: if the kernel is not legal, or no gradient flows through what it is made of;
+            with the line of the kernel and what to do instead.
+    """
+    ir, walker = _walk(fn, signature, key, template)
+    prepare(ir)
+    try:
+        derivation = derive(ir, wrt, given, deterministic)
+    except (NoGradient, IRError) as e:
+        loc = e.op.loc if isinstance(e, NoGradient) and e.op is not None else ir.loc
+        fix = f"\n  fix: {e.fix}" if e.fix else ""
+        raise CompileError(loc, f"{signature.name} has no derivative: {e.message}{fix}") from None
+    options = {"num_warps": num_warps, "num_stages": num_stages, "poison": poison}
+    forward = finish(ir, key, template=template, walker=walker, **options)
+    pieces = [finish(p.fn, key, walker=walker, **options) for p in derivation.pieces]
+    return Differentiated(derivation, forward, pieces)
 
 
 def _walk(

@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING
@@ -73,6 +74,17 @@ class VariantStore:
             }
             self._write(path, found)
         return frozenset(found["static"])
+
+    def derived(self, what: str, key: VariantKey, make: Callable[[], tuple[dict, Lowered]]) -> dict:
+        """An entry of another kind, ``what``, of the same variant; ``make`` if there is none."""
+        path = self._path(what, key)
+        entry = self._read(path)
+        if entry is None:
+            entry, lowered = make()
+            self.compiled += 1
+            entry["reads"] = self._reads_of(lowered)
+            self._write(path, entry)
+        return entry
 
     # -- entries ---------------------------------------------------------------------------
 

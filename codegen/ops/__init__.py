@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codegen.ops import (
+    adjoint,
     associative,
     control,
     convert,
@@ -54,6 +55,7 @@ TABLE: dict[str, OpDef] = {
         structure.ROW_OUTER,
         structure.RETYPE,
         structure.FILL_DEAD,
+        *adjoint.ROWS,
         mask.KEEP,
         control.FOR,
         control.IF,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from codegen.ir import Function
+from codegen.passes.attach import drop_detached
 from codegen.passes.bounds import drop_proven_checks
 from codegen.passes.cse import share_common
 from codegen.passes.dce import drop_dead
@@ -17,6 +18,7 @@ from codegen.passes.split import split_ragged
 
 #: (name, pass) in order; ``tkpy show --stage tile`` prints what the last one leaves.
 PIPELINE: list[tuple[str, Callable[[Function], None]]] = [
+    ("attach", drop_detached),
     ("fold", fold),
     ("once", inline_single_trips),
     ("cse", share_common),

@@ -48,7 +48,7 @@ def _split(fn: Function, op: Op, facts: Facts, whole: Region) -> list[Op]:
         _visit(fn, body, facts)
         return [op]
     thresholds = _thresholds(fn, body, index)
-    if not thresholds:
+    if not thresholds or op.attrs.get("reverse"):
         return [op]
     stops = stop.args if isinstance(stop, Min) else (stop,)
     middle = facts.smallest(*stops, *thresholds)

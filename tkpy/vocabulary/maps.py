@@ -9,7 +9,7 @@ from tkpy.vocabulary.verb import Verb, verb
 
 __all__ = [
     "abs", "add", "add_col", "add_row", "apply", "broadcast_col", "broadcast_row", "cast",
-    "col_vec", "copy", "cos", "div", "div_col", "div_row", "eq", "erf", "exp", "exp2",
+    "col_vec", "copy", "cos", "detach", "div", "div_col", "div_row", "eq", "erf", "exp", "exp2",
     "fma_AxBtC", "fma_AxCtB", "ge", "gelu", "gt", "le", "log", "log2", "lt", "maximum",
     "minimum", "mul", "mul_col", "mul_row", "ne", "neg", "relu", "row_vec", "rsqrt", "sigmoid",
     "silu", "sin", "sqrt", "sub", "sub_col", "sub_row", "tanh", "where",
@@ -77,6 +77,17 @@ def fma_AxBtC(a, b, c):
 def fma_AxCtB(a, b, c):
     """a * c + b."""
     return current().map("add", current().map("mul", a, c), b)
+
+
+@verb
+def detach(x):
+    """``x``, with the statement that the kernel's results do not depend on it.
+
+    No gradient flows through it, and a loop's carry that is detached is taken by the derived
+    backward at its last value everywhere: a running maximum, subtracted for safety's sake, costs
+    the backward nothing. That the statement is true, ``tk.check`` holds by finite differences.
+    """
+    return current().op("detach", [current().value(x)])
 
 
 @verb

@@ -63,7 +63,7 @@ def attention(
             s = tk.causal(s, first, j * cols)
         if window is not None:
             s = tk.triu(s, 1 - window, first, j * cols, fill=-math.inf)
-        new_top = tk.row_max(s, top)
+        new_top = tk.detach(tk.row_max(s, top))
         p, decay = tk.exp2(s - new_top), tk.exp2(top - new_top)
         total = total * decay + tk.row_sum(p)
         return new_top, total, acc * decay + tk.cast(p, v.dtype) @ vt

@@ -1,0 +1,126 @@
+"""Writing adjoint operations: arithmetic on tile IR values, and an adjoint's way to its operand.
+
+Adjoints are fp32, whatever they are adjoints of, and live where that lives: a dead element
+influences nothing, so its adjoint is dead too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from codegen.ir import Axis, DType, Function, Loc, Op, Region, Type, Value, f32
+from codegen.rewrite import build
+
+
+class Emit:
+    """Appends operations to the innermost open region of ``fn``."""
+
+    def __init__(self, fn: Function, region: Region):
+        self.fn, self.regions, self.loc = fn, [region], Loc()
+
+    @contextmanager
+    def into(self, region: Region) -> Iterator[Region]:
+        self.regions.append(region)
+        try:
+            yield region
+        finally:
+            self.regions.pop()
+
+    def append(self, op: Op) -> Op:
+        self.regions[-1].ops.append(op)
+        return op
+
+    def op(self, kind: str, operands=(), attrs=None, regions=None) -> Op:
+        return self.append(build(self.fn, kind, list(operands), attrs, regions, self.loc))
+
+    def value(self, kind: str, *operands: Value, **attrs: object) -> Value:
+        return self.op(kind, operands, attrs).result
+
+    # -- arithmetic ------------------------------------------------------------------------
+
+    def number(self, x: float, dtype: DType = f32) -> Value:
+        return self.value("const", value=x, dtype=dtype)
+
+    def map(self, kind: str, *operands: Value | float) -> Value:
+        """An elementwise operation; Python numbers become literals."""
+        values = [v if isinstance(v, Value) else self.number(v) for v in operands]
+        return self.value(kind, *values)
+
+    def wide(self, v: Value) -> Value:
+        """``v`` in fp32."""
+        if v.type.dtype == f32 or not v.type.dtype.inexact:
+            return v
+        return self.value("cast", v, dtype=f32)
+
+    def narrow(self, v: Value, dtype: DType) -> Value:
+        return v if v.type.dtype == dtype else self.value("cast", v, dtype=dtype)
+
+    def full(self, type_: Type, x: float) -> Value:
+        """``x`` in every element of ``type_``."""
+        if not type_.rank:
+            return self.number(x, type_.dtype)
+        attrs = {"value": x, "dtype": type_.dtype, "axes": type_.axes, "orient": type_.orient}
+        return self.value("full", **attrs)
+
+    def sum_all(self, v: Value) -> Value:
+        while v.type.rank:
+            v = self.value("reduce", v, op="sum", axis=v.type.rank - 1)
+        return v
+
+    # -- types -----------------------------------------------------------------------------
+
+    def spread(self, v: Value, type_: Type) -> Value:
+        """A vector or scalar repeated over ``type_``."""
+        if v.type.rank == type_.rank:
+            return self.shaped(v, type_)
+        if not v.type.rank:
+            attrs = {"dtype": v.type.dtype, "axes": type_.axes, "orient": type_.orient}
+            return self.value("splat", v, **attrs)
+        orient = v.type.orient or "row"
+        across = type_.axes[1 if orient == "col" else 0]
+        return self.shaped(self.value("broadcast", v, orient=orient, across=across), type_)
+
+    def shaped(self, v: Value, type_: Type) -> Value:
+        """``v`` with the live extents and the orientation of ``type_``.
+
+        Where more is alive than ``v`` knows of, it holds zero.
+        """
+        if v.type.axes == type_.axes and v.type.orient == type_.orient:
+            return v
+        short = tuple(k for k, (a, b) in enumerate(_pairs(v.type, type_)) if a.meet(b) != b)
+        if short:
+            v = self.value("fill_dead", v, value=0.0, alive=True, axes=short)
+        if v.type.axes == type_.axes and v.type.orient == type_.orient:
+            return v
+        return self.value("retype", v, axes=type_.axes, orient=type_.orient)
+
+    def adjoint_of(self, operand: Type, g: Value) -> Value:
+        """``g``, of the broadcast result's shape, summed to the shape of an operand."""
+        if g.type.rank == 2 and operand.rank == 1:
+            g = self.value("reduce", g, op="sum", axis=1 if operand.orient == "col" else 0)
+        elif not operand.rank:
+            return self.sum_all(g)
+        return self.shaped(g, operand.like(dtype=f32))
+
+    def add(self, a: Value | None, b: Value) -> Value:
+        """``a + b``; a product just made is summed into ``a`` by the product itself."""
+        if a is None:
+            return b
+        made = b.op
+        ops = self.regions[-1].ops
+        if (
+            made is not None
+            and made.kind == "mma"
+            and len(made.operands) == 2
+            and ops
+            and ops[-1] is made
+            and a.type == b.type
+        ):
+            ops.pop()
+            return self.op("mma", [*made.operands, a], made.attrs).result
+        return self.map("add", a, b)
+
+
+def _pairs(a: Type, b: Type) -> Iterator[tuple[Axis, Axis]]:
+    return zip(a.axes, b.axes, strict=True)

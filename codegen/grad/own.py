@@ -1,0 +1,130 @@
+"""Who contributes to a gradient: which programs and iterations meet at the same place of a tensor.
+
+A tile's place is its coordinates. A program id or loop index is *determined* by the place if no two
+of its values give places that share an element; then each place belongs to one of them. Of
+``h // r`` the place tells the quotient only: r values of h share it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sympy
+
+from codegen.expr import Expr, FloorDiv, Symbol
+from codegen.ir import Function, Op, Region, loop_parts
+
+
+@dataclass
+class Owner:
+    """Of one access: symbols that its place determines, those it shares, and quotients it tells.
+
+    loops: the loops around the access, outermost first. branch: it stands in an ``if``.
+    """
+
+    determined: set[Symbol] = field(default_factory=set)
+    shared: list[Symbol] = field(default_factory=list)
+    quotients: dict[Symbol, Expr] = field(default_factory=dict)
+    loops: list[Op] = field(default_factory=list)
+    branch: bool = False
+    dynamic: set[Symbol] = field(default_factory=set)  # decided by what the kernel has loaded
+
+    def shared_programs(self, fn: Function) -> list[Symbol]:
+        """Program ids of which several contribute, quotients included."""
+        return [s for s, _ in fn.grid if s in self.shared or s in self.quotients]
+
+    def shared_loops(self) -> list[Symbol]:
+        indices = [loop_parts(op)[0] for op in self.loops]
+        return [s for s in indices if s in self.shared or s in self.quotients]
+
+
+def owner(fn: Function, access: Op) -> Owner:
+    """Ownership of the place that ``access``, an operation of ``fn``, writes."""
+    loops, branch = _path(fn.body, access) or ([], False)
+    out = Owner(loops=loops, branch=branch)
+    symbols = [s for s, _ in fn.grid] + [loop_parts(op)[0] for op in loops]
+    sides = _sides(access)
+    starts = [sympy.expand(e) for e in access.attrs["start"]]
+    known = set(symbols) | set(fn.dims) | {sympy.Symbol(p.name, integer=True) for p in fn.params}
+    out.dynamic = {s for e in starts for s in e.free_symbols} - known
+    progress = True
+    while progress:
+        progress = False
+        for e, side in zip(starts, sides, strict=True):
+            free = (e.free_symbols & set(symbols)) - out.determined - set(out.quotients)
+            if len(free) != 1:
+                continue
+            (s,) = free
+            if _steps(e, s, side):
+                out.determined.add(s)
+                progress = True
+                continue
+            divided = [f for f in e.atoms(FloorDiv) if s in f.free_symbols]
+            if len(divided) == 1 and divided[0].args[0] == s and s not in divided[0].args[1].free_symbols:
+                stand_in = sympy.Dummy(integer=True)
+                if _steps(sympy.expand(e.subs(divided[0], stand_in)), stand_in, side):
+                    out.quotients[s] = divided[0].args[1]
+                    progress = True
+    out.shared = [s for s in symbols if s not in out.determined and s not in out.quotients]
+    return out
+
+
+def _steps(e: Expr, s: Symbol, side: int) -> bool:
+    """Does ``e`` move by at least ``side`` whenever ``s`` moves by one?"""
+    slope = e.coeff(s, 1)
+    rest = sympy.expand(e - slope * s)
+    return bool(slope.is_Integer and abs(int(slope)) >= side and not rest.has(s))
+
+
+def _sides(access: Op) -> list[int]:
+    sides = [1] * len(access.attrs["start"])
+    for which, factors in zip(access.attrs["tile"], access.attrs["sides"], strict=True):
+        for d, side in zip(which, factors, strict=True):
+            sides[d] = side
+    return sides
+
+
+def _path(region: Region, access: Op) -> tuple[list[Op], bool] | None:
+    for op in region.ops:
+        if op is access:
+            return [], False
+        for inner in op.regions:
+            found = _path(inner, access)
+            if found is not None:
+                loops, branch = found
+                return ([op, *loops], branch) if op.kind == "for" else (loops, True)
+    return None
+
+
+def covers(fn: Function, access: Op, who: Owner) -> bool:
+    """True if the programs of ``fn`` together write every element of the tensor."""
+    if who.branch or who.dynamic or any(e is not None for e in access.attrs["limit"]):
+        return False
+    ranges = {s: (sympy.Integer(0), count) for s, count in fn.grid}
+    ranges |= {loop_parts(op)[0]: loop_parts(op)[1:] for op in who.loops}
+    dims = fn.param(access.attrs["param"]).dims
+    for e, side, size in zip(access.attrs["start"], _sides(access), dims, strict=True):
+        e = sympy.expand(e)
+        if e == 0 and size.is_Integer and int(size) <= side:
+            continue
+        free = e.free_symbols & set(ranges)
+        if len(free) != 1:
+            return False
+        (s,) = free
+        first, stop = ranges[s]
+        if e != side * s or first != 0:
+            return False
+        enough = FloorDiv(sympy.expand(size + side - 1), sympy.Integer(side)) if side > 1 else size
+        if sympy.expand(stop - enough) != 0:
+            return False
+    return True
+
+
+def apart(a: Op, b: Op) -> bool:
+    """True if two accesses to one tensor provably never share an element, in any program."""
+    pairs = zip(a.attrs["start"], b.attrs["start"], _sides(a), _sides(b), strict=True)
+    for x, y, one, two in pairs:
+        gap = sympy.expand(x - y)
+        if gap.is_Integer and (gap >= two or -gap >= one):
+            return True
+    return False

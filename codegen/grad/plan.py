@@ -1,0 +1,240 @@
+"""The programs that together are a kernel's backward, and what its forward has to save for them.
+
+A gradient that each program owns is computed by a program of the forward's grid. One that several
+programs contribute to inside a loop gets a program of its own, in which that loop is the grid
+(``codegen.grad.turn``); what cannot be turned is added up in parts (``codegen.grad.settle``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from codegen.grad.emit import Emit
+from codegen.grad.own import owner
+from codegen.grad.reverse import NoGradient, Reverse, clean, memory_like, place_like
+from codegen.grad.settle import Gradient, settle
+from codegen.grad.turn import turn, turnable
+from codegen.ir import Function, Op, Param, Region, Value
+from codegen.passes.attach import drop_detached
+from codegen.passes.bounds import drop_proven_checks
+from codegen.passes.cse import share_common
+from codegen.passes.dce import drop_dead
+from codegen.passes.fold import fold
+from codegen.passes.licm import hoist_invariant
+from codegen.passes.once import inline_single_trips
+
+#: Before a kernel is differentiated: what is the same is one value, what does not change in a loop
+#: stands before it, and a loop of one trip is none.
+PREPARATION = (
+    fold,
+    inline_single_trips,
+    share_common,
+    drop_proven_checks,
+    hoist_invariant,
+    share_common,
+    drop_dead,
+)
+
+
+@dataclass
+class Piece:
+    """One program of a backward, and the gradients that it writes."""
+
+    fn: Function
+    gradients: list[Gradient] = field(default_factory=list)
+
+
+@dataclass
+class Derivation:
+    """A kernel's backward.
+
+    forward: the kernel itself, writing ``saved`` as well.
+    pieces: programs to run one after the other. Their parameters: inputs and outputs of the
+        kernel by name, ``d_<output>``, ``d_<input>``, ``saved``, and scratch memory.
+    """
+
+    forward: Function
+    saved: list[Param]
+    pieces: list[Piece]
+
+    @property
+    def gradients(self) -> dict[str, Gradient]:
+        return {g.name: g for piece in self.pieces for g in piece.gradients}
+
+
+def prepare(fn: Function) -> Function:
+    """``fn`` as the front end has left it, made ready to be differentiated; in place."""
+    for run in PREPARATION:
+        run(fn)
+    return fn
+
+
+def derive(
+    fn: Function, wrt: Iterable[str], given: Iterable[str], deterministic: bool = True
+) -> Derivation:
+    """The backward of ``fn``, a prepared kernel, for the inputs ``wrt`` from the outputs ``given``.
+
+    Raises:
+        NoGradient: if a gradient would have to flow through what has none.
+    """
+    wrt, given = list(wrt), list(given)
+    _check(fn)
+    saver = _Saver(fn)
+    dtypes = {p.name: p.dtype for p in fn.params}
+    turned = _turned(fn, wrt, given, saver) if deterministic else []
+    done = {g.name for piece in turned for g in piece.gradients}
+    pieces: list[Piece] = []
+    rest = [n for n in wrt if n not in done]
+    if rest:
+        reverse = Reverse(fn, rest, given, f"{fn.name}_backward")
+        reverse.run()
+        saver.save(reverse)
+        pieces.append(Piece(reverse.fn, settle(reverse.fn, reverse.sites, dtypes, deterministic)))
+    pieces += turned
+    for piece in pieces:
+        _finish(piece)
+    saved = saver.into(fn)
+    return Derivation(fn, saved, [p for p in pieces if p.fn.body.ops[:-1]])
+
+
+def _check(fn: Function) -> None:
+    written: dict[str, list[Op]] = {}
+    for op in fn.body.walk():
+        if op.kind.startswith(("store", "scatter")):
+            written.setdefault(op.attrs["param"], []).append(op)
+    for op in fn.body.walk():
+        if op.kind == "load" and op.attrs["param"] in written:
+            raise NoGradient(
+                op,
+                f"{op.attrs['param']} is read and written: what it held is gone by the backward",
+                "declare an input and an output of its own",
+            )
+
+
+def _turned(fn: Function, wrt: list[str], given: list[str], saver: _Saver) -> list[Piece]:
+    """Programs for those gradients that the loop nest can be turned for."""
+    whole = Reverse(fn, wrt, given, "whole")
+    whole.run()
+    groups: dict[tuple, list[str]] = {}
+    for name in wrt:
+        owners = [owner(whole.fn, s) for s, _ in whole.sites if s.attrs["param"] == f"d_{name}"]
+        if not owners or not all(o.loops and o.shared_programs(whole.fn) for o in owners):
+            continue
+        first = owners[0]
+        key = (id(first.loops[0]), tuple(map(str, first.shared_programs(whole.fn))))
+        groups.setdefault(key, []).append(name)
+    out = []
+    for names in groups.values():
+        piece = _turn_one(fn, names, given, saver)
+        if piece is not None:
+            out += piece
+    return out
+
+
+def _turn_one(fn: Function, names: list[str], given: list[str], saver: _Saver) -> list[Piece] | None:
+    tag = "_".join(names)
+    reverse = Reverse(fn, names, given, f"{fn.name}_backward_{tag}")
+    reverse.run()
+    stores = [s for s, _ in reverse.sites]
+    loop = turnable(reverse.fn, stores) if stores else None
+    if loop is None:
+        forward = _only_forward(reverse)
+        if not forward:
+            return None
+    saver.save(reverse)
+    loop = turnable(reverse.fn, stores)
+    if loop is None:
+        return None
+    made = turn(reverse.fn, reverse.sites, loop, reverse.fn.name)
+    dtypes = {p.name: p.dtype for p in fn.params}
+    pieces = [Piece(made.before)] if made.before is not None else []
+    clean(made.fn)
+    alive = {id(op) for op in made.fn.body.walk()}
+    sites = [(s, load) for s, load in made.sites if id(s) in alive]
+    return [*pieces, Piece(made.fn, settle(made.fn, sites, dtypes))]
+
+
+def _only_forward(reverse: Reverse) -> bool:
+    """True if what stands in the way of turning are loops of the forward, whose results are saved."""
+    return any(
+        op.kind == "for" and any(r in reverse.finals for r in op.results)
+        for op in reverse.fn.body.ops
+    )
+
+
+def _finish(piece: Piece) -> None:
+    clean(piece.fn)
+    hoist_invariant(piece.fn)
+    clean(piece.fn)
+    used = {op.attrs["param"] for op in piece.fn.body.walk() if "param" in op.attrs}
+    bare = _sources(piece.fn)
+    piece.fn.params = [p for p in piece.fn.params if p.name in used or p.name in bare]
+
+
+def _sources(fn: Function) -> set[str]:
+    """Parameters that tell the sizes, or numbers, that the program asks for."""
+    needed = {s for _, count in fn.grid for s in count.free_symbols}
+    for op in fn.body.walk():
+        needed |= op.attr_symbols()
+        for v in (*op.results, *(a for r in op.regions for a in r.args)):
+            needed |= v.type.free_symbols()
+    keep = {s.name for s in needed}
+    for s in sorted(needed & set(fn.dims), key=str):
+        for p in fn.params:
+            if p.role == "in" and s in p.dims:
+                keep.add(p.name)
+                break
+        else:
+            keep |= {p.name for p in fn.params if any(s in d.free_symbols for d in p.dims)}
+    return keep | {p.name for p in fn.params if p.role == "scalar"}
+
+
+class _Saver:
+    """Results of the forward's loops that a backward asks for: what the forward is to save.
+
+    A loop that multiplies matrices is not run again for its results.
+    """
+
+    def __init__(self, fn: Function):
+        self.fn = fn
+        self.params: dict[Value, Param] = {}
+
+    def save(self, reverse: Reverse) -> None:
+        fn = reverse.fn
+        for loop in [op for op in fn.body.ops if op.kind == "for"]:
+            finals = [r for r in loop.results if r in reverse.finals]
+            inside = {op.kind for op in loop.regions[0].walk()}
+            if len(finals) < len(loop.results) or "store" in inside or "mma" not in inside:
+                continue
+            emit = Emit(fn, Region())
+            mapping = {r: self._load(emit, reverse.finals[r], r) for r in finals}
+            at = next(k for k, op in enumerate(fn.body.ops) if op is loop)
+            fn.body.ops = [*fn.body.ops[:at], *emit.regions[0].ops, *fn.body.ops[at + 1 :]]
+            for op in fn.body.walk():
+                op.operands = [mapping.get(v, v) for v in op.operands]
+        clean(fn)
+
+    def _load(self, emit: Emit, original: Value, final: Value) -> Value:
+        fn = emit.fn
+        if original not in self.params:
+            counts = [count for _, count in self.fn.grid]
+            name = f"saved_{original.hint or 'value'}_{len(self.params)}"
+            self.params[original] = memory_like(name, "in", counts, original.type)
+        p = self.params[original]
+        if all(q.name != p.name for q in fn.params):
+            fn.params.append(Param(p.name, "in", p.dtype, p.dims))
+        where = [s for s, _ in self.fn.grid]
+        return emit.shaped(emit.op("load", [], place_like(p, where, final.type)).result, final.type)
+
+    def into(self, fn: Function) -> list[Param]:
+        """Lets the forward write what has been asked for."""
+        emit = Emit(fn, Region())
+        where = [s for s, _ in fn.grid]
+        saved = [Param(p.name, "out", p.dtype, p.dims) for p in self.params.values()]
+        fn.params += saved
+        for v, p in self.params.items():
+            emit.op("store", [v], place_like(p, where, v.type))
+        fn.body.ops = [*fn.body.ops[:-1], *emit.regions[0].ops, fn.body.ops[-1]]
+        drop_detached(fn)
+        return saved

@@ -1,0 +1,288 @@
+"""``kernel.backward``: the gradient of a kernel, derived from its tile program.
+
+A backward is made for one variant of the kernel, for those inputs that want gradients and those
+outputs that have cotangents. It is a few Triton programs like any other: shown, exported, cached,
+checked as such. Differentiation itself is in ``codegen.grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from codegen.expr import text
+from codegen.ir import Param
+from tkpy.call import Call
+from tkpy.errors import CallError, NeedStatic
+from tkpy.execution import executor, launcher
+from tkpy.lower import Differentiated, VariantKey, differentiate
+from tkpy.signature import TORCH_NAMES, TensorSpec
+
+if TYPE_CHECKING:
+    from tkpy.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that a program takes: how large, of what, and what it must hold before."""
+
+    name: str
+    role: str
+    dtype: str
+    dims: str  # Python source of a tuple of the named sizes
+    zeroed: bool = False
+    pair: bool = False
+    parts: int = 0  # leading dimensions over which partial sums are added
+
+    def make(self, sizes: Mapping[str, int], device: torch.device) -> torch.Tensor:
+        shape = eval(self.dims, {"min": min, "max": max}, dict(sizes))
+        dtype = getattr(torch, TORCH_NAMES[self.dtype])
+        if self.pair:
+            shape, dtype = shape[:-1], torch.complex64
+        return (torch.zeros if self.zeroed else torch.empty)(shape, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program, its parameters in order, and the names of its scalars."""
+
+    source: str
+    name: str
+    tensors: tuple[Tensor, ...]
+    scalars: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A backward: the forward that saves, what it saves, and the programs."""
+
+    forward: Program
+    saved: tuple[Tensor, ...]
+    programs: tuple[Program, ...]
+    launches: tuple[Callable[..., None], ...]  # of the forward, then of the programs
+
+
+class Backward:
+    """The derived backward of one kernel.
+
+    Attributes:
+        constants: compile-time constants that it is derived with instead of those of the call,
+            such as tile sizes of its own.
+        attached: a backward written by hand, or None.
+    """
+
+    def __init__(self, kernel: Kernel, constants: Mapping[str, object] | None = None):
+        self.kernel = kernel
+        self.constants = dict(constants or {})
+        self.attached: Callable | None = None
+        self._compiled: dict[tuple, Compiled] = {}
+
+    def __repr__(self) -> str:
+        return f"<backward of {self.kernel.name}>"
+
+    # -- what can be asked ------------------------------------------------------------------
+
+    def inputs(self, call: Call) -> list[str]:
+        """The inputs that can have gradients: tensors of floats that the kernel reads."""
+        return [
+            p.name
+            for p in self.kernel.signature.inputs
+            if p.name in call.tensors
+            and p.spec.role == "in"  # type: ignore[union-attr]
+            and call.dtypes[p.name].inexact
+        ]
+
+    def outputs(self, call: Call) -> list[str]:
+        """The outputs that can have cotangents, in the order in which a call returns them."""
+        return [p.name for p in call.wanted if self._dtype(p, call).inexact]
+
+    def _dtype(self, p, call: Call):
+        spec = p.spec
+        assert isinstance(spec, TensorSpec)
+        if p.name in call.dtypes:
+            return call.dtypes[p.name]
+        return call.variables[spec.dtype] if isinstance(spec.dtype, str) else spec.dtype
+
+    # -- running ----------------------------------------------------------------------------
+
+    def forward(
+        self, arguments: Mapping[str, object], needs: Sequence[str], deterministic: bool = True
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """The kernel's outputs, and what its backward wants kept of the run.
+
+        Args:
+            arguments: of the call, by name.
+            needs: the inputs that will want gradients.
+        """
+        call = self.kernel.binder.bind((), dict(arguments))
+        given = self.outputs(call)
+        compiled, call = self.compiled(call, tuple(sorted(needs)), tuple(given), deterministic)
+        self.kernel._allocate(call)
+        saved = tuple(t.make(call.sizes, call.device) for t in compiled.saved)
+        values: dict[str, Any] = {**call.tensors}
+        values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
+        self._run(compiled.forward, compiled.launches[0], values, call)
+        return tuple(call.tensors[p.name] for p in call.wanted), saved
+
+    def gradients(
+        self,
+        arguments: Mapping[str, object],
+        outputs: Sequence[torch.Tensor],
+        saved: Sequence[torch.Tensor] | None,
+        cotangents: Sequence[torch.Tensor | None],
+        needs: Sequence[str],
+        deterministic: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        """The gradient of every input in ``needs``, of its shape and dtype.
+
+        Args:
+            arguments: of the call, by name; outputs that were passed may be left out.
+            outputs: what the call returned.
+            saved: what ``forward`` kept, or None to run the forward once more for it.
+            cotangents: one for every output, of its shape; None counts as zeros.
+            needs: names of inputs.
+            deterministic: False allows sums by atomic additions, whose order is not fixed.
+
+        Raises:
+            CompileError: if the kernel cannot be differentiated.
+        """
+        if saved is None:
+            _, saved = self.forward(arguments, needs, deterministic)
+        call = self.kernel.binder.bind((), dict(arguments))
+        possible = self.outputs(call)
+        wrt = tuple(sorted(needs))
+        unknown = set(wrt) - set(self.inputs(call))
+        if unknown:
+            raise CallError(
+                f"{self.kernel.name}: {', '.join(sorted(unknown))} has no gradient; inputs of "
+                f"floats have: {', '.join(self.inputs(call))}"
+            )
+        compiled, call = self.compiled(call, wrt, tuple(possible), deterministic)
+        values: dict[str, Any] = {**call.tensors}
+        for p, out, g in zip(call.wanted, outputs, cotangents, strict=True):
+            values[p.name] = out.detach()
+            if p.name in possible:
+                values[f"d_{p.name}"] = self._cotangent(p.name, out, g)
+        values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
+        for program, launch in zip(compiled.programs, compiled.launches[1:], strict=True):
+            for t in program.tensors:
+                if t.name not in values:
+                    values[t.name] = t.make(call.sizes, call.device)
+            self._run(program, launch, values, call)
+        made = {t.name: t for program in compiled.programs for t in program.tensors}
+        return {n: self._result(n, values, made, call) for n in wrt}
+
+    def _cotangent(self, name: str, out: torch.Tensor, g: torch.Tensor | None) -> torch.Tensor:
+        if g is None:
+            return torch.zeros_like(out, memory_format=torch.contiguous_format)
+        if g.shape != out.shape:
+            raise CallError(
+                f"{self.kernel.name}: the cotangent of {name} has shape {tuple(g.shape)}, "
+                f"{name} has {tuple(out.shape)}"
+            )
+        g = g.detach().to(out.dtype)
+        return g.resolve_conj().resolve_neg().contiguous()
+
+    def _result(self, name: str, values: dict, made: dict[str, Tensor], call: Call) -> torch.Tensor:
+        like = call.tensors[name]
+        if f"d_{name}" not in made:  # nothing that has a cotangent depends on it
+            return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        g, parts = values[f"d_{name}"], made[f"d_{name}"].parts
+        if parts:
+            g = g.sum(tuple(range(parts)))
+        return g.to(like.dtype)
+
+    def _run(self, program: Program, launch: Callable, values: Mapping, call: Call) -> None:
+        tensors = [values[t.name] for t in program.tensors]
+        launch(*tensors, *[call.scalars[n] for n in program.scalars])
+
+    # -- compiling --------------------------------------------------------------------------
+
+    def compiled(
+        self, call: Call, wrt: tuple[str, ...], given: tuple[str, ...], deterministic: bool = True
+    ) -> tuple[Compiled, Call]:
+        """The compiled backward of ``call``, and the call with this backward's constants."""
+        call = replace(call, constants={**call.constants, **self._own(call)})
+        while True:
+            key = self._key(call)
+            slot = (key, repr(key.constants), wrt, given, deterministic, executor(call.device))
+            try:
+                if slot not in self._compiled:
+                    self._compiled[slot] = self._load(key, wrt, given, deterministic, call.device)
+                return self._compiled[slot], call
+            except NeedStatic as need:
+                self.kernel._widen(key, need)
+
+    def _own(self, call: Call) -> dict[str, object]:
+        return {n: v for n, v in self.constants.items() if n in call.constants}
+
+    def _key(self, call: Call) -> VariantKey:
+        return replace(self.kernel.key_of(call), described=False)
+
+    def _load(self, key, wrt, given, deterministic, device) -> Compiled:
+        what = f"backward {wrt} {given} {deterministic}"
+
+        def make():
+            made = self.derive(key, wrt, given, deterministic)
+            return _entry(made), made.forward
+
+        entry = self.kernel._store.derived(what, key, make)
+        programs = [_program(p) for p in entry["programs"]]
+        saved = tuple(Tensor(**t) for t in entry["saved"])
+        launches = tuple(launcher(p.source, p.name, device) for p in programs)
+        return Compiled(programs[0], saved, tuple(programs[1:]), launches)
+
+    def derive(
+        self,
+        key: VariantKey,
+        wrt: Sequence[str],
+        given: Sequence[str],
+        deterministic: bool = True,
+        poison: bool = False,
+    ) -> Differentiated:
+        """Tile IR and Triton source of the backward of one variant."""
+        k = self.kernel
+        return differentiate(
+            k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
+            k.template, deterministic, poison,
+        )  # fmt: skip
+
+
+def _entry(made: Differentiated) -> dict:
+    gradients = made.derivation.gradients
+    zeroed = {f"d_{g.name}" for g in gradients.values() if g.zeroed}
+    parts = {f"d_{g.name}": g.parts for g in gradients.values()}
+
+    def tensor(p: Param) -> dict:
+        dims = "(" + "".join(f"{text(d)}, " for d in p.dims) + ")"
+        return {
+            "name": p.name,
+            "role": p.role,
+            "dtype": p.dtype.name,
+            "dims": dims,
+            "zeroed": p.name in zeroed or p.zeroed,
+            "pair": p.pair,
+            "parts": parts.get(p.name, 0),
+        }
+
+    programs = [
+        {
+            "source": lowered.source,
+            "name": lowered.fn.name,
+            "tensors": [tensor(p) for p in lowered.fn.params if p.role != "scalar"],
+            "scalars": [p.name for p in lowered.fn.params if p.role == "scalar"],
+        }
+        for lowered in (made.forward, *made.pieces)
+    ]
+    return {"programs": programs, "saved": [tensor(p) for p in made.derivation.saved]}
+
+
+def _program(entry: dict) -> Program:
+    tensors = tuple(Tensor(**t) for t in entry["tensors"])
+    return Program(entry["source"], entry["name"], tensors, tuple(entry["scalars"]))
+
+
+__all__ = ["Backward", "Compiled", "Program", "Tensor"]
