@@ -164,9 +164,11 @@ def differentiate(
         loc = e.op.loc if isinstance(e, NoGradient) and e.op is not None else ir.loc
         fix = f"\n  fix: {e.fix}" if e.fix else ""
         raise CompileError(loc, f"{signature.name} has no derivative: {e.message}{fix}") from None
-    options = {"num_warps": num_warps, "num_stages": num_stages, "poison": poison}
-    forward = finish(ir, key, template=template, walker=walker, **options)
-    pieces = [finish(p.fn, key, walker=walker, **options) for p in derivation.pieces]
+    forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
+    pieces = [
+        finish(p.fn, key, num_warps, num_stages, None, poison, walker=walker)
+        for p in derivation.pieces
+    ]
     return Differentiated(derivation, forward, pieces)
 
 

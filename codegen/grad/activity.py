@@ -44,5 +44,3 @@ def _visit(region: Region, wrt: Container[str], active: set[Value]) -> None:
         moves = op.kind in ("load", "gather_rows") and op.attrs["param"] in wrt
         if moves or set(op.operands) & active:
             active |= {v for v in op.results if v.type.dtype.is_float}
-
-

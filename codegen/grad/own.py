@@ -60,7 +60,11 @@ def owner(fn: Function, access: Op) -> Owner:
                 progress = True
                 continue
             divided = [f for f in e.atoms(FloorDiv) if s in f.free_symbols]
-            if len(divided) == 1 and divided[0].args[0] == s and s not in divided[0].args[1].free_symbols:
+            if (
+                len(divided) == 1
+                and divided[0].args[0] == s
+                and s not in divided[0].args[1].free_symbols
+            ):
                 stand_in = sympy.Dummy(integer=True)
                 if _steps(sympy.expand(e.subs(divided[0], stand_in)), stand_in, side):
                     out.quotients[s] = divided[0].args[1]

@@ -132,7 +132,9 @@ def _turned(fn: Function, wrt: list[str], given: list[str], saver: _Saver) -> li
     return out
 
 
-def _turn_one(fn: Function, names: list[str], given: list[str], saver: _Saver) -> list[Piece] | None:
+def _turn_one(
+    fn: Function, names: list[str], given: list[str], saver: _Saver
+) -> list[Piece] | None:
     tag = "_".join(names)
     reverse = Reverse(fn, names, given, f"{fn.name}_backward_{tag}")
     reverse.run()
@@ -156,7 +158,7 @@ def _turn_one(fn: Function, names: list[str], given: list[str], saver: _Saver) -
 
 
 def _only_forward(reverse: Reverse) -> bool:
-    """True if what stands in the way of turning are loops of the forward, whose results are saved."""
+    """True if loops of the forward stand in the way of turning: their results are saved."""
     return any(
         op.kind == "for" and any(r in reverse.finals for r in op.results)
         for op in reverse.fn.body.ops

@@ -121,7 +121,11 @@ class Reverse:
         self.fn.params += self._tapes.values()
         clean(self.fn)
         for op in self.fn.body.walk():
-            if op.kind == "for" and op.attrs.get("reverse") and set(op.regions[0].args) <= self.sums:
+            if (
+                op.kind == "for"
+                and op.attrs.get("reverse")
+                and set(op.regions[0].args) <= self.sums
+            ):
                 op.attrs = {k: v for k, v in op.attrs.items() if k != "reverse"}
         alive = {id(op) for op in self.fn.body.walk()}
         self.sites = [(store, load) for store, load in self.sites if id(store) in alive]
@@ -163,7 +167,7 @@ class Reverse:
         stores = Region()
         with self.emit.into(stores):
             for k, arg in enumerate(body.args):
-                if self._frozen(op, k) is None and not arg.type.dtype.kind == "bool":
+                if self._frozen(op, k) is None and arg.type.dtype.kind != "bool":
                     self._to_tape(op, k, arg)
         body.ops = stores.ops + body.ops
         self.emit.append(new)
@@ -195,7 +199,7 @@ class Reverse:
 
     def _tape(self, op: Op, k: int) -> Param:
         if (op, k) not in self._tapes:
-            index, start, stop = loop_parts(op)
+            _, start, stop = loop_parts(op)
             type_ = op.regions[0].args[k].type
             dims = [*(count for _, count in self.fn.grid), most(stop - start, self.fn)]
             name = f"tape_{len(self._tapes)}"
@@ -283,9 +287,13 @@ class Reverse:
             t = v.type.like(dtype=f32)
             had = scope.adjoints.pop(v, None)
             starts.append(self.emit.full(t, 0.0) if had is None else had)
-        region = Region([Value(s.type, f"d_{v.hint}" if v.hint else "") for s, v in zip(
-            starts, [*(body.args[k] for k in carries), *outer], strict=True)])
-        self.sums |= set(region.args[len(carries):])
+        region = Region(
+            [
+                Value(s.type, f"d_{v.hint}" if v.hint else "")
+                for s, v in zip(starts, [*(body.args[k] for k in carries), *outer], strict=True)
+            ]
+        )
+        self.sums |= set(region.args[len(carries) :])
         inner = Scope(dict(scope.env))
         pinned: dict[Value, Value] = {}
         for k, arg in enumerate(body.args):
@@ -303,17 +311,19 @@ class Reverse:
                     inner.env[arg] = self._from_tape(op, k)
             self._replay(body.ops[:-1], inner, pinned)
             _simplify(region, self.fn)
-            for v, acc in zip(outer, region.args[len(carries):], strict=True):
+            for v, acc in zip(outer, region.args[len(carries) :], strict=True):
                 inner.adjoints[v] = acc
             for k, g in zip(carries, region.args, strict=False):
                 v = body.terminator.operands[k]
-                inner.adjoints[v] = self.emit.add(inner.adjoints.get(v), self.emit.shaped(g, v.type))
+                inner.adjoints[v] = self.emit.add(
+                    inner.adjoints.get(v), self.emit.shaped(g, v.type)
+                )
             self._backwards(body.ops[:-1], inner)
             out = []
             for k, t in zip(carries, wide, strict=True):
                 g = inner.adjoints.get(body.args[k])
                 out.append(self.emit.full(t, 0.0) if g is None else self.emit.shaped(g, t))
-            for v, s in zip(outer, starts[len(carries):], strict=True):
+            for v, s in zip(outer, starts[len(carries) :], strict=True):
                 out.append(self.emit.shaped(inner.adjoints[v], s.type))
             self.emit.op("yield", out)
         attrs = {**{k: op.attrs[k] for k in ("index", "start", "stop")}, "reverse": True}
@@ -323,21 +333,21 @@ class Reverse:
             if v in self.active:
                 r = self.emit.shaped(r, v.type)
                 scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), r)
-        for v, r in zip(outer, loop.results[len(carries):], strict=True):
-            scope.adjoints[v] = r if v not in scope.adjoints else self.emit.add(scope.adjoints[v], r)
+        for v, r in zip(outer, loop.results[len(carries) :], strict=True):
+            scope.adjoints[v] = (
+                r if v not in scope.adjoints else self.emit.add(scope.adjoints[v], r)
+            )
 
     def _branch(self, op: Op, scope: Scope) -> None:
         gs = [scope.adjoints.pop(v, None) for v in op.results]
-        outer = sorted(
-            {v for r in op.regions for v in _outside(r, self.active)}, key=lambda v: v.hint
-        )
+        outer = list(dict.fromkeys(v for r in op.regions for v in _outside(r, self.active)))
         seeded = any(_seeded(r, self.given, self.active) for r in op.regions)
         if not seeded and all(g is None for g in gs):
             return
-        had = {
-            v: scope.adjoints.pop(v, None) or self.emit.full(v.type.like(dtype=f32), 0.0)
-            for v in outer
-        }
+        had = {}
+        for v in outer:
+            g = scope.adjoints.pop(v, None)
+            had[v] = self.emit.full(v.type.like(dtype=f32), 0.0) if g is None else g
         regions = []
         for region in op.regions:
             new = Region()
@@ -459,7 +469,9 @@ def _outside(region: Region, active: set[Value]) -> list[Value]:
 def _seeded(region: Region, given: frozenset[str], active: set[Value]) -> bool:
     """True if something active is stored inside."""
     return any(
-        op.kind in ("store", "store_add") and op.attrs["param"] in given and op.operands[0] in active
+        op.kind in ("store", "store_add")
+        and op.attrs["param"] in given
+        and op.operands[0] in active
         for op in region.walk()
     )
 

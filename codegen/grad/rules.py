@@ -109,7 +109,15 @@ def _where(x, op, g):
 @rule("abs")
 def _abs(x, op, g):
     v = x.wide(0)
-    x.gives(0, x.map("where", x.map("lt", v, 0.0), x.map("neg", g), x.map("where", x.map("eq", v, 0.0), 0.0, g)))
+    x.gives(
+        0,
+        x.map(
+            "where",
+            x.map("lt", v, 0.0),
+            x.map("neg", g),
+            x.map("where", x.map("eq", v, 0.0), 0.0, g),
+        ),
+    )
 
 
 @rule("relu")
@@ -139,7 +147,9 @@ _scaled("sigmoid", lambda x: x.map("mul", x.result(), x.map("sub", 1.0, x.result
 _scaled(
     "erf",
     lambda x: x.map(
-        "mul", x.map("exp", x.map("neg", x.map("mul", x.wide(0), x.wide(0)))), 2 / math.sqrt(math.pi)
+        "mul",
+        x.map("exp", x.map("neg", x.map("mul", x.wide(0), x.wide(0)))),
+        2 / math.sqrt(math.pi),
     ),
 )
 
@@ -225,8 +235,16 @@ def _splat(x, op, g):
 
 @rule("subtile")
 def _subtile(x, op, g):
-    x.gives(0, x.emit.value("place", g, axis=op.attrs["axis"], start=op.attrs["start"],
-                            like=op.operands[0].type.axes[op.attrs["axis"]]))
+    x.gives(
+        0,
+        x.emit.value(
+            "place",
+            g,
+            axis=op.attrs["axis"],
+            start=op.attrs["start"],
+            like=op.operands[0].type.axes[op.attrs["axis"]],
+        ),
+    )
 
 
 @rule("concat")

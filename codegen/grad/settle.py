@@ -1,14 +1,15 @@
 """What becomes of contributions that meet: plain stores, sums in memory, or partial sums.
 
-    stored    one program and iteration owns the place: nothing to add
-    summed    one program owns it and comes back: it adds in fp32 to what it has written before
-    partial   several programs: each run of programs adds up a part of its own, in order, and the
-              parts, at most ``PARTS``, are added afterwards
-    atomic    the same without an order, where the caller does not ask for one
+stored    one program and iteration owns the place: nothing to add
+summed    one program owns it and comes back: it adds in fp32 to what it has written before
+partial   several programs: each run of programs adds up a part of its own, in order, and the
+          parts, at most ``PARTS``, are added afterwards
+atomic    the same without an order, where the caller does not ask for one
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sympy
@@ -17,7 +18,7 @@ from codegen.expr import Expr, FloorDiv, Max, Min, Symbol, cdiv
 from codegen.grad.emit import Emit
 from codegen.grad.own import Owner, apart, covers, owner
 from codegen.grad.reverse import NoGradient
-from codegen.ir import Function, Op, Region, Value, f32
+from codegen.ir import DType, Function, Op, Region, Value, f32
 
 #: Runs of programs, each with a partial sum.
 PARTS = 32
@@ -37,7 +38,10 @@ class Gradient:
 
 
 def settle(
-    fn: Function, sites: list[tuple[Op, Op]], dtypes: dict[str, object], deterministic: bool = True
+    fn: Function,
+    sites: list[tuple[Op, Op]],
+    dtypes: Mapping[str, DType],
+    deterministic: bool = True,
 ) -> list[Gradient]:
     """Rewrites the gradient stores of ``fn`` in place; says how each gradient is to be read."""
     by_name: dict[str, list[Op]] = {}
@@ -179,7 +183,9 @@ def _weight(fn: Function, s: Symbol) -> int:
     return (2 if count.atoms(FloorDiv) else 1) if count.free_symbols else 0
 
 
-def _walk_run(fn: Function, s: Symbol, low: Expr, high: Expr, carried: list[tuple[Op, str]]) -> None:
+def _walk_run(
+    fn: Function, s: Symbol, low: Expr, high: Expr, carried: list[tuple[Op, str]]
+) -> None:
     """The body of ``fn`` in a loop over ``s``; stores in ``carried`` after it, of sums."""
     body, outer = fn.body, Region()
     emit = Emit(fn, outer)

@@ -18,7 +18,7 @@ import sympy
 
 from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol
 from codegen.grad.emit import Emit
-from codegen.grad.own import Owner, owner
+from codegen.grad.own import owner
 from codegen.grad.reverse import memory_like, place_like
 from codegen.ir import Function, Op, Param, Region, Type, Value, loop_parts
 from codegen.ops import TABLE
@@ -48,7 +48,9 @@ def turnable(fn: Function, stores: list[Op]) -> Op | None:
             return None
         if who.dynamic or who.quotients != first.quotients:
             return None
-        if [s for s, _ in fn.grid if s in who.shared] != [s for s, _ in fn.grid if s in first.shared]:
+        if [s for s, _ in fn.grid if s in who.shared] != [
+            s for s, _ in fn.grid if s in first.shared
+        ]:
             return None
         if who.shared_loops() and len(who.loops) > 1:
             pass  # summed in memory
@@ -173,10 +175,17 @@ def _many(fn: Function, store: Op, index: Symbol) -> Expr:
 
 def _base(v: Value, gone: set[Symbol]) -> tuple[Value, Type]:
     """What is summed: ``v`` before its extent was restated, and the type of the sum."""
-    while v.op is not None and v.op.kind == "retype" and v.op.operands[0].type.orient == v.type.orient:
+    while (
+        v.op is not None and v.op.kind == "retype" and v.op.operands[0].type.orient == v.type.orient
+    ):
         v = v.op.operands[0]
     axes = tuple(
-        type(a)(tuple(type(f)(f.side, tuple(b for b in f.bounds if not b.free_symbols & gone)) for f in a.factors))
+        type(a)(
+            tuple(
+                type(f)(f.side, tuple(b for b in f.bounds if not b.free_symbols & gone))
+                for f in a.factors
+            )
+        )
         for a in v.type.axes
     )
     return v, v.type.like(axes=axes)

@@ -20,7 +20,9 @@ def _infer_inner(fn: Function, op: Op) -> list[Type]:
     a, b = op.operands
     factors = a.type.axes[1].factors if a.type.rank == 2 else ()
     if b.type.rank != 2 or len(factors) < 2 or a.type.dtype != b.type.dtype:
-        raise IRError(f"{says(a, 'the first')} and {says(b, 'the second')} have no row-wise product")
+        raise IRError(
+            f"{says(a, 'the first')} and {says(b, 'the second')} have no row-wise product"
+        )
     n, side = len(b.type.axes[1].factors), op.attrs["side"]
     mine, other = (factors[:-n], factors[-n:]) if side == 0 else (factors[n:], factors[:n])
     if not mine or not Axis(other).same_shape(b.type.axes[1]):
