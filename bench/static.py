@@ -95,13 +95,23 @@ def _inside(matrix: list[int], begin: int, end: int) -> int:
     return sum(begin < m <= end for m in matrix)
 
 
-def by_hand(kernel, types: dict[str, str], constants: dict, target: str, s: Schedule) -> Compiled:
-    """``kernel``, a hand-written one, at the stages and warps of ``s``."""
+def by_hand(
+    kernel,
+    types: dict[str, str],
+    constants: dict,
+    target: str,
+    s: Schedule,
+    rows: tuple[str, ...] = (),
+) -> Compiled:
+    """``kernel``, a hand-written one, at the stages and warps of ``s``.
+
+    Both sides know the same: 16 divides addresses, strides, and the lengths ``rows`` of rows.
+    """
     names = kernel.arg_names
     attrs = {
         (names.index(n),): [["tt.divisibility", 16]]
         for n, t in types.items()
-        if t.startswith("*") or n.startswith("stride")
+        if t.startswith("*") or n.startswith("stride") or n in rows
     }
     signature = {n: types.get(n, "constexpr") for n in names}
     constants = {n: v for n, v in constants.items() if n in names}
@@ -121,7 +131,7 @@ def _gemm(target: str, cols: int) -> Row:
     types |= dict.fromkeys(("M", "N", "K", "stride_am", "stride_bk", "stride_cm"), "i32")
     constants = dict(BM=128, BN=cols, BK=64, GROUP=8, STAGES=s.stages, SPECIALISE=s.specialise)
     kernel = by_hand_gemm.gemm_described if s.described else by_hand_gemm.gemm_pointers
-    other = by_hand(kernel, types, constants, target, s)
+    other = by_hand(kernel, types, constants, target, s, rows=("N", "K"))
     return _row(f"gemm 128x{cols}x64", compile_lowered(gemm, lowered, target), other)
 
 

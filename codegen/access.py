@@ -123,8 +123,10 @@ class Access(Writer):
         up = sympy.expand(rest + down)
         rows, cols = type_.block
         if c and r == -1:
-            left = self.vector(up, cols, "col") + "[None, :]"
-            return f"{left} {word} {self.vector(down, rows, 'row')}[:, None]"
+            # What does not change in the loop goes to the rows, whose vector is made before it.
+            outer = sympy.Add(*[t for t in terms if not t.free_symbols & self.scopes[-1].symbols])
+            left = self.vector(rest - outer, cols, "col") + "[None, :]"
+            return f"{left} {word} {self.vector(-outer, rows, 'row')}[:, None]"
         if c and r == 1:
             left = f"{self.vector(up, cols, 'col')}[None, :]"
             right = f"{self.vector(sympy.Integer(0), rows, 'row')}[:, None]"

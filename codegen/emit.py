@@ -28,7 +28,7 @@ from codegen.ops import TABLE
 from codegen.ops.base import LOWEST
 from codegen.rewrite import uses_value
 from codegen.schedule import Schedule
-from codegen.writer import ALIGNMENT, aligned_name, filled, stride_name, wrapped
+from codegen.writer import ALIGNMENT, aligned_name, filled, rows_long, stride_name, wrapped
 
 # Kinds whose result is worth a line of its own even when nobody named it: moving a load into a
 # later expression could carry it past a store.
@@ -53,6 +53,9 @@ class Printer(Access):
         if op.kind in ("for", "if"):
             definition.emit(self, op)
             return
+        covered = op.attrs.get("covered")
+        if op.kind in ("keep", "fill_dead") and op.operands[0] in self.inline and not covered:
+            self._before_mask(op, region, position)
         produced = definition.emit(self, op)
         if not op.results or produced is None:
             return
@@ -85,7 +88,7 @@ class Printer(Access):
         ):
             self.inline[value] = produced
             return
-        if op.kind in ("const", "argument"):
+        if op.kind in ("const", "argument") or covered:
             self.inline[value] = produced
             return
         name = self._name_for(value, region, position)
@@ -93,6 +96,21 @@ class Printer(Access):
         self.line(f"{name} = {produced[0]}", op.loc)
         if poisoned:
             self._poison(value, name)
+
+    def _before_mask(self, op: Op, region: Region, position: int) -> None:
+        """A product that ``op`` masks gets its own line, and the mask is made after it.
+
+        Made before, its predicates would have to be kept while the product is under way.
+        """
+        value = op.operands[0]
+        body = self.inline[value][0]
+        if "tl.dot(" not in body:
+            return
+        value.hint = value.hint or op.result.hint
+        name = self._name_for(value, region, position)
+        del self.inline[value]
+        self.names[value] = name
+        self.line(f"{name} = {body}", value.op.loc if value.op else op.loc)
 
     def _poison(self, value: Value, name: str) -> None:
         junk = {"float": float("nan"), "int": 1234567, "bool": True}[value.type.dtype.kind]
@@ -372,8 +390,11 @@ def emit(fn: Function, poison: bool = False) -> Emitted:
     if fn.aligned:
         # The launcher divides: Triton sees from the product that the stride is a multiple of 16,
         # which is what wide and asynchronous copies need, without compiling for every value.
-        lines = [f"{n} = {aligned_name(n)} * {ALIGNMENT}" for n in strides] + lines
-        numbers = [aligned_name(n) if n in strides else n for n in numbers]
+        # Likewise rows: a mask that ends a row is then the same for 16 elements side by side.
+        long_rows = rows_long((p.role, p.dims) for p in fn.params)
+        whole = [n for n in numbers if n in strides or n in long_rows]
+        lines = [f"{n} = {aligned_name(n)} * {ALIGNMENT}" for n in whole] + lines
+        numbers = [aligned_name(n) if n in whole else n for n in numbers]
     kernel = f"{fn.name}_kernel"
     out = [helpers.SOURCES[h] for h in sorted(printer.helpers_used)] + printer.functions
     decorator = "@triton.jit"

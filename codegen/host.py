@@ -12,7 +12,7 @@ from codegen.emit import Emitted
 from codegen.expr import Expr, Symbol, text
 from codegen.ir import Function, Param
 from codegen.schedule import Schedule
-from codegen.writer import ALIGNMENT, aligned_name, filled, stride_name
+from codegen.writer import ALIGNMENT, aligned_name, filled, rows_long, stride_name
 
 
 def dimension_sources(params: Sequence[Param]) -> dict[Symbol, tuple[str, int, Expr]]:
@@ -53,7 +53,7 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     tensors = [p for p in fn.params if p.role != "scalar"]
     scalars = [p.name for p in fn.params if p.role == "scalar"]
     used = set(emitted.arguments)
-    needed = {s for s in fn.dims if s.name in used}
+    needed = {s for s in fn.dims if s.name in used or aligned_name(s.name) in used}
     needed |= {s for _, count in fn.grid for s in count.free_symbols if s in set(fn.dims)}
     lines = complex_views(tensors)
     sources = dimension_sources(tensors)
@@ -74,6 +74,7 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
             '                     "all but the last of its named dimensions")',
         ]
     arguments = []
+    whole = rows_long((p.role, p.dims) for p in tensors) if fn.aligned else ()
     for name in emitted.arguments:
         stride = next(
             (
@@ -84,7 +85,9 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
             ),
             None,
         )
-        arguments.append(stride or re.sub(r"_ptr$", "", name))
+        size = next((s.name for s in fn.dims if name == aligned_name(s.name)), None)
+        size = f"{size} // {ALIGNMENT}" if size in whole else None
+        arguments.append(stride or size or re.sub(r"_ptr$", "", name))
     call = [*arguments, f"num_warps={num_warps}", f"num_stages={num_stages}"]
     lines += filled(f"{emitted.name}[grid](", call, ")").splitlines()
     head = ", ".join([p.name for p in tensors] + scalars)

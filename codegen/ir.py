@@ -370,7 +370,8 @@ class Function:
 
     ``dims`` names the run-time dimensions; ``grid`` has (program symbol, count) pairs in the
     author's order; ``facts`` holds the ranges of all symbols that are not values. ``wide``:
-    offsets may pass 2^31. ``aligned``: every stride but the innermost is a multiple of 16.
+    offsets may pass 2^31. ``aligned``: every stride but the innermost is a multiple of 16, and
+    so is the length of every row that is known at run time only.
     ``tasked``: the grid counts tasks, which persistent programs may walk over; ``pipelined``: a
     loop is a template's; ``schedule``: how a GPU runs it, None for one program a task.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -60,6 +60,8 @@ class Writer:
             self.taken |= {p.name, f"{p.name}_ptr"}
             strides = {stride_name(p, d) for d in range(len(p.dims))}
             self.taken |= strides | {aligned_name(s) for s in strides}
+        if fn.aligned:
+            self.taken |= {aligned_name(s.name) for s in fn.dims}
         for s in fn.dims:
             root.symbols.add(s)
             self.symbol_names[s] = self.fresh(s.name)
@@ -252,10 +254,24 @@ def stride_name(param, d: int) -> str:
     return f"stride_{param.name}_{tail}"
 
 
-#: Elements that a stride is a multiple of in an aligned variant.
+#: Elements that strides and rows are multiples of in an aligned variant.
 ALIGNMENT = 16
 
 
-def aligned_name(stride: str) -> str:
-    """The argument that holds ``stride / 16``."""
-    return stride.replace("stride_", "stride16_", 1)
+def aligned_name(number: str) -> str:
+    """The argument that holds a sixteenth of ``number``, a stride or a dimension."""
+    if number.startswith("stride_"):
+        return number.replace("stride_", "stride16_", 1)
+    return f"{number}_by_{ALIGNMENT}"
+
+
+def rows_long(params: Iterable[tuple[str, Sequence[Expr]]]) -> set[str]:
+    """Dimensions that count the elements of a row: innermost sizes of tensors that have rows.
+
+    ``params``: role and sizes of each parameter.
+    """
+    return {
+        dims[-1].name
+        for role, dims in params
+        if role != "scalar" and len(dims) > 1 and isinstance(dims[-1], Symbol)
+    }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from codegen.writer import ALIGNMENT, rows_long
 from tkpy.backward import Backward
 from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
@@ -174,7 +175,7 @@ class Kernel:
                 dtypes[p.name] = (
                     spec.dtype if isinstance(spec.dtype, DType) else self._variable(p, call)
                 )
-        return self.settle(
+        key = self.settle(
             VariantKey(
                 tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
                 tuple(sorted((n, d.name) for n, d in dtypes.items())),
@@ -187,6 +188,15 @@ class Kernel:
             ),
             call.sizes,
         )
+        if key.aligned and any(call.sizes[n] % ALIGNMENT for n in self._rows_long(key)):
+            key = replace(key, aligned=False)
+        return key
+
+    def _rows_long(self, key: VariantKey) -> set[str]:
+        """The dimensions, not known when compiling, that an aligned variant knows 16 divides."""
+        tensors = self.signature.settled(dict(key.constants)).tensors
+        present = [p.spec for p in tensors if p.name in key.present]
+        return rows_long((s.role, s.dims) for s in present) - {n for n, _ in key.static}
 
     def _machine(self, call: Call, dtypes: dict[str, DType]) -> tuple[str, bool]:
         """The machine whose schedule a template gets, and whether descriptors suit the call."""

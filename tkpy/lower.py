@@ -32,7 +32,8 @@ class VariantKey:
     constants: value of every compile-time parameter; dtypes: of every tensor that is present;
     present: the optional parameters that were given; static: sizes of the dimensions that are
     tile sides; unit: all innermost strides are one; wide: offsets may pass 2^31; aligned: all
-    other strides are multiples of 16 (told apart on GPUs only, where copies gain by it).
+    other strides, and rows' lengths, are multiples of 16 (told apart on GPUs only, where copies
+    gain by it).
     Of templates on a GPU also machine: the one whose schedule it is, and described: addresses and
     strides suit tensor descriptors.
     """

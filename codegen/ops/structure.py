@@ -237,11 +237,13 @@ def _infer_fill_dead(fn: Function, op: Op) -> list[Type]:
 
 def _emit_fill_dead(e, op: Op) -> Text:
     v = op.operands[0]
+    if op.attrs.get("covered"):
+        return e.ref(v, LOWEST), e.strength(v)
     value = e.literal(op.attrs["value"], v.type.dtype)
     mask = e.live_mask(v.type, op.attrs["axes"])
     return f"tl.where({mask}, {e.ref(v, LOWEST)}, {value})", ATOM
 
 
 # ``alive``: the author asked for it, and what was dead now counts. Otherwise the compiler put
-# it there, and the extent stays what it was.
+# it there, and the extent stays what it was. ``covered``: a mask over it fills the same elements.
 FILL_DEAD = OpDef("fill_dead", _infer_fill_dead, _emit_fill_dead)

@@ -12,6 +12,7 @@ from codegen.passes.dce import drop_dead
 from codegen.passes.describe import describe_accesses
 from codegen.passes.fold import fold
 from codegen.passes.licm import hoist_invariant
+from codegen.passes.masks import join_masks
 from codegen.passes.neutral import neutralise
 from codegen.passes.once import inline_single_trips
 from codegen.passes.split import split_ragged
@@ -28,6 +29,7 @@ PIPELINE: list[tuple[str, Callable[[Function], None]]] = [
     ("split", split_ragged),
     ("bounds", drop_proven_checks),
     ("cse", share_common),
+    ("masks", join_masks),
     ("dce", drop_dead),
 ]
 
