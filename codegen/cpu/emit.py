@@ -11,6 +11,7 @@ motion by construction.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,12 @@ def const(ty: str, value) -> Val:
             value -= 1 << bits
         return Val(ty, "c", value, div=value & -value if value else 1 << 30)
     return Val(ty, "c", value)
+
+
+@functools.lru_cache(1 << 12)
+def counted(ty: str, n: int, step: int) -> str:
+    """The vector constant ``0, step, 2 * step, ...`` of ``n`` integers."""
+    return f"<{', '.join(f'{LLVM[ty]} {const(ty, k * step).x}' for k in range(n))}>"
 
 
 class Scope:
@@ -304,13 +311,11 @@ class Emit:
         if v.ty == "ptr":
             offsets = self.operand(Val("i64", "a", n=n, base=const("i64", 0), stride=v.stride), n)
             return self.raw(f"getelementptr i8, ptr {self.operand(v.base)}, <{n} x i64> {offsets}")
-        t, e = ll(v.ty, n), LLVM[v.ty]
-        lanes = f"<{', '.join(f'{e} {k}' for k in range(n))}>"
+        t = ll(v.ty, n)
         if v.stride.kind == "c":
-            s = v.stride.x
-            lanes = f"<{', '.join(f'{e} {const(v.ty, k * s).x}' for k in range(n))}>"
+            lanes = counted(v.ty, n, v.stride.x)
         else:
-            lanes = self.raw(f"mul {t} {lanes}, {self.operand(v.stride, n)}")
+            lanes = self.raw(f"mul {t} {counted(v.ty, n, 1)}, {self.operand(v.stride, n)}")
         if v.base.is_const(0):
             return lanes
         return self.raw(f"add {t} {lanes}, {self.operand(v.base, n)}")

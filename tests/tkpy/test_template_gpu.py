@@ -49,8 +49,16 @@ def test_super_m_visits_every_task_once(m, n, k):
     assert torch.equal(got, kernels.plain(a, b))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("machine", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("machine", "causal"),
+    [
+        ("sm_80", False),
+        ("sm_90", True),
+        # Each machine and each mask is tried above.
+        pytest.param("sm_80", True, marks=pytest.mark.slow),
+        pytest.param("sm_90", False, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_through_descriptors(machine, causal):
     q, k, v = torch.randn(1, 2, 70, 40), torch.randn(1, 1, 90, 40), torch.randn(1, 1, 90, 40)
     got, source = on_cpu(attention, machine, True, q, k, v, causal=causal)

@@ -46,24 +46,45 @@ def live_array(t):
     return (t.double() if t.is_floating_point() else t).numpy(force=True).copy()
 
 
-@pytest.mark.parametrize("name", names())
-@given(m=SIZES, n=SIZES, k=SIZES, which=st.integers(0, 2), number=st.integers(0, 2**31))
-@settings(max_examples=8, deadline=None, database=None,
-          suppress_health_check=list(HealthCheck))  # fmt: skip
-@seed(7)
-def test_verbs(name, m, n, k, which, number):
+#: (M, N, K) and the number of a dtype. Sides are static, so that each row compiles every verb; the
+#: rows with the types and sizes of other tests, here and in test_execution.py, compile nothing.
+#: One, a tile exactly, one less and one more than a tile of 16, 32 and 48 occur on both axes.
+ROWS = [
+    ((33, 17, 35), 0), ((1, 40, 2), 0), ((33, 17, 35), 1), ((16, 48, 32), 2), ((47, 31, 64), 1),
+    ((49, 1, 17), 2),
+]  # fmt: skip
+
+
+def agrees_with_pytorch(name, m, n, k, which, numbers):
     kernel, meaning, make, options = CASES[name]
     limits = options.get("limits", {})
     sizes = {"M": min(m, limits.get("M", m)), "N": min(n, limits.get("N", n)), "K": k}
     dtypes = options.get("dtypes", (torch.float32, torch.bfloat16, torch.float16))
     dtype = dtypes[which % len(dtypes)]
-    inputs = make(sizes, torch.Generator().manual_seed(number), dtype)
-    inputs, outs = inputs if isinstance(inputs, tuple) else (inputs, {})
-    tolerance = options.get("tolerance", 0)
-    got = kernel(*inputs, **outs)
-    got = got if isinstance(got, tuple) else (got,)
-    for a, b in zip(got, expected(meaning, inputs), strict=True):
-        close(a, b, tolerance)
+    for number in numbers:
+        inputs = make(sizes, torch.Generator().manual_seed(number), dtype)
+        inputs, outs = inputs if isinstance(inputs, tuple) else (inputs, {})
+        tolerance = options.get("tolerance", 0)
+        got = kernel(*inputs, **outs)
+        got = got if isinstance(got, tuple) else (got,)
+        for a, b in zip(got, expected(meaning, inputs), strict=True):
+            close(a, b, tolerance)
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize(("sizes", "which"), ROWS)
+def test_verbs(name, sizes, which):
+    agrees_with_pytorch(name, *sizes, which, numbers=range(4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+@given(m=SIZES, n=SIZES, k=SIZES, which=st.integers(0, 2), number=st.integers(0, 2**31))
+@settings(max_examples=12, deadline=None, database=None,
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@seed(7)
+def test_verbs_of_any_size(name, m, n, k, which, number):
+    agrees_with_pytorch(name, m, n, k, which, [number])
 
 
 @pytest.mark.parametrize("name", names())

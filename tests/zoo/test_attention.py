@@ -16,8 +16,19 @@ def inputs(n, m, d=32, b=1, h=2, g=2, dtype=torch.float32, size=1.0):
     return [made(*s, dtype=dtype, seed=k, size=size) for k, s in enumerate(shapes)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("mask", [{}, {"causal": True}, {"window": 20}], ids=str)
+MASKS = ({}, {"causal": True}, {"window": 20})
+
+
+@pytest.mark.parametrize(
+    ("mask", "dtype"),
+    [
+        # Masks are of fp32 scores whatever the type of the operands: two types try them each time.
+        pytest.param(m, t, marks=pytest.mark.slow if m and t is torch.float16 else ())
+        for m in MASKS
+        for t in DTYPES
+    ],
+    ids=str,
+)
 def test_attention(mask, dtype):
     for n, m in ((1, 1), (63, 64), (65, 130), (100, 65)):
         agrees(attention, *inputs(n, m, dtype=dtype), **mask)
@@ -40,7 +51,8 @@ def test_scale():
     q, k, v = inputs(20, 40)
     for scale in (1.0, 0.0, -0.3, 32**-0.5):
         agrees(attention, q, k, v, scale=scale, **SMALL)
-    assert same_bits(attention(q, k, v, scale=32**-0.5), attention(q, k, v))
+    given, default = attention(q, k, v, scale=32**-0.5, **SMALL), attention(q, k, v, **SMALL)
+    assert same_bits(given, default)
 
 
 def test_large_scores_do_not_overflow():
@@ -121,14 +133,21 @@ def test_log_sum_exp_joins_parts():
     torch.testing.assert_close(lse, total, atol=2e-6, rtol=1e-5)
 
 
-def test_tile_sizes_do_not_matter():
+ALL_TILES = [(mask, sides) for mask in MASKS for sides in ((48, 32), (16, 80))]
+QUICK_TILES = [ALL_TILES[k] for k in (0, 1, 2, 5)]  # each pair of sides with a mask and without
+
+
+@pytest.mark.parametrize(
+    ("mask", "sides"),
+    [pytest.param(*x, marks=() if x in QUICK_TILES else pytest.mark.slow) for x in ALL_TILES],
+    ids=str,
+)
+def test_tile_sizes_do_not_matter(mask, sides):
     q, k, v = inputs(50, 70)
-    for mask in ({}, {"causal": True}, {"window": 20}):
-        first = attention(q, k, v, lse=True, **mask, **SMALL)
-        for rows, cols in ((48, 32), (16, 80)):
-            other = attention(q, k, v, lse=True, rows=rows, cols=cols, **mask)
-            for a, b in zip(first, other, strict=True):
-                torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+    first = attention(q, k, v, lse=True, **mask, **SMALL)
+    other = attention(q, k, v, lse=True, rows=sides[0], cols=sides[1], **mask)
+    for a, b in zip(first, other, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
 
 
 def test_heads_that_do_not_divide_are_refused():

@@ -242,7 +242,7 @@ def test_demo(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["tkpy.cli.demo"], "_EXAMPLES", 1)
     text = tmp_path / "text.bin"
     text.write_bytes(bytes(range(256)) * 4)
-    out = invoke(text, "--seconds", "3").stdout
+    out = invoke(text, "--seconds", "1").stdout
     for words in (
         "def attention(",
         "more lines: tkpy show attention --stage tile --set causal=true",

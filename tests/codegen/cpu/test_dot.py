@@ -47,10 +47,21 @@ SHAPES = [
 ]
 
 
+LAYOUTS = [(False, False), (False, True), (True, False), (True, True)]
+
+
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64]
-)
-@pytest.mark.parametrize("ta,tb", [(False, False), (False, True), (True, False), (True, True)])
+    ("dtype", "ta", "tb"),
+    [
+        # Of the rarer types both operands are tried in both layouts, not all four pairs.
+        pytest.param(dtype, *t, marks=pytest.mark.slow if rare and t[0] != t[1] else ())
+        for dtype, rare in (
+            (torch.float32, False), (torch.bfloat16, False),
+            (torch.float16, True), (torch.int8, True), (torch.float64, True),
+        )
+        for t in LAYOUTS
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("shape", SHAPES)
 def test_dot(shape, ta, tb, dtype):
     m, n, k = shape
