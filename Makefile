@@ -16,10 +16,10 @@ demo: setup
 	$(BIN)/tkpy demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The CPU backend on another Triton (3.6.0 and later): make test-triton VERSION=3.9.0
 VERSION ?= 3.9.0

@@ -2,12 +2,12 @@
 
 import contextlib
 import math
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import check_kernels as kernels
+import forked
 import pytest
 import torch
 
@@ -249,11 +249,11 @@ def test_a_program_for_a_kernel_that_cannot_be_imported(tmp_path):
 def run_program(text, folder):
     path = folder / "program.py"
     path.write_text(text)
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(Path(__file__).parent), "TKPY_CACHE_DIR": str(folder), "HOME": "/"},
+    root = Path(__file__).resolve().parents[2]
+    found = os.pathsep.join([str(Path(__file__).parent), str(root)])
+    done = forked.python(
+        f"import runpy; runpy.run_path({str(path)!r}, run_name='__main__')",
+        env={"PYTHONPATH": found, "TKPY_CACHE_DIR": str(folder), "HOME": "/"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -377,10 +377,8 @@ def test_a_reference_that_does_not_fit():
 
 def test_without_hypothesis(tmp_path):
     (tmp_path / "hypothesis.py").write_text("raise ImportError('not here')")
-    said = subprocess.run(
-        [sys.executable, "-c", "import tkpy\nimport tkpy.testing"],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(tmp_path), "HOME": "/"},
+    found = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])
+    said = forked.python(
+        "import tkpy\nimport tkpy.testing", env={"PYTHONPATH": found, "HOME": "/"}
     ).stderr
     assert "pip install 'tkpy[test]'" in said

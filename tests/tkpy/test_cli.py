@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import cli_kernels
+import forked
 import pytest
 from typer.testing import CliRunner
 
@@ -320,9 +321,7 @@ def test_check_finds_what_is_wrong():
     lines = [
         line.removeprefix("    ") for line in out.split("reproduce:")[1].strip("\n").split("\n")
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd="/"
-    )
+    done = forked.python("\n".join(lines), cwd="/")
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
@@ -400,14 +399,7 @@ def test_where_nothing_can_be_written_and_in_a_narrow_pipe(tmp_path):
         "TERM": "xterm-256color",
         "COLUMNS": "30",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "inspect", f"{FILE}:scaled"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = forked.python(PROGRAM, "inspect", f"{FILE}:scaled", cwd=folder, env=environment)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert done.stdout.startswith("scaled for sm_90: rows=16, D=64, x: bf16, y: bf16\n")
     assert "\x1b[" not in done.stdout

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from plain import scale, walk
@@ -120,7 +121,7 @@ print(json.dumps([len(calls), plain.shifted(x).tolist(), len(calls)]))
 def run(tmp_path, change=""):
     env = {**os.environ, "TKPY_CACHE_DIR": str(tmp_path)}
     code = RUN.format(here=str(HERE), change=change)
-    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    out = forked.python(code, env=env)
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout.splitlines()[-1])
 

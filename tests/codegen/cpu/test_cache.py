@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,21 +56,12 @@ def start(tmp_path):
         variables = {**os.environ, "TRITON_DEFAULT_BACKEND": "cpu",
                      "TRITON_CACHE_DIR": str(tmp_path / "cache"),
                      "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), **env}  # fmt: skip
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=variables,
-            )
-        )
+        running.append(forked.start(PROGRAM, *arguments, env=variables))
         return running[-1]
 
     yield process
     for p in running:
         p.kill()
-        p.wait()
 
 
 def result(process) -> dict:
