@@ -86,8 +86,11 @@ def _gemm(m: int, n: int, k: int, name: str, interpret: bool = False) -> Work:
 def _attention(n: int, causal: bool, name: str) -> Work:
     q, k, v = (torch.randn(1, 4, n, 64).to(DTYPES[name]) for _ in range(3))
     o = torch.empty_like(q)
-    wide = name == "bf16" and n >= 4096 and not causal  # else too much of a block is masked
-    blocks = {"rows": 256 if wide else 128, "cols": 64 if name == "fp32" else 256 if wide else 128}
+    blocks = {"rows": 128, "cols": 64}
+    if name == "bf16" and n < 4096:
+        blocks = {"rows": 128 if causal else 256, "cols": 128}
+    elif name == "bf16":
+        blocks = {"rows": 512, "cols": 256 if causal else 512}
 
     def rival():
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -170,6 +170,21 @@ def _native_bf16(e: Emit, v: Val) -> str:
     return e.raw(f"call <16 x i16> @narrow.bf16(<16 x float> {e.operand(v, 16)})")
 
 
+def host_bf16(e: Emit, parts: list[Val]) -> Val:
+    """One or two vectors of f32 -> bf16 by the host's instruction, subnormal numbers as zero.
+
+    For what goes into a product of the host's only: that takes them to be zero as well. Two at a
+    time take as long as one.
+    """
+    if parts[0].n != 16:
+        return narrow(e, parts[0], "bf16")
+    n, t = 16 * len(parts), "<16 x float>"
+    name = "cvtneps2bf16" if len(parts) == 1 else "cvtne2ps2bf16"
+    args = [(t, e.operand(v, 16)) for v in reversed(parts)]
+    out = e.intrinsic(f"llvm.x86.avx512bf16.{name}.512", f"<{n} x bfloat>", args)
+    return e.wrap("bf16", e.raw(f"bitcast <{n} x bfloat> {out} to <{n} x i16>"), n)
+
+
 def convert(e: Emit, v: Val, ty: str, rounding: str = "rtne") -> Val:
     """Any float -> any float. f64 goes to a narrow format by one rounding through odd f32."""
     if v.ty == ty:

@@ -140,6 +140,8 @@ def exp(e: Emit, x: Val) -> Val:
 
 
 def exp2(e: Emit, x: Val) -> Val:
+    if _full_width(e, x) and e.features.has("avx512dq"):
+        return _exp2_by_parts(e, x)
     if _full_width(e, x):
         x, on = _bounded(e, x, -151.0, 129.0)
         n, power = _sixteenths(e, x, 1.0)
@@ -151,6 +153,27 @@ def exp2(e: Emit, x: Val) -> Val:
     p = poly(e, f, (1.5353362e-4, 1.3398874e-3, 9.6184373e-3, 5.5503324e-2,
                     2.4022648e-1, 6.9314720e-1, 1.0))  # fmt: skip
     return _power_of_two(e, p, n, k)
+
+
+_DOWN = 9  # for vreduceps: what is above the integer below, no exceptions
+
+
+def _exp2_by_parts(e: Emit, x: Val) -> Val:
+    """2**(x - floor(x)) by a polynomial, scaled by 2**floor(x): one instruction takes x apart, and
+    one puts it together, infinities included. Far below zero see ``_bounded``."""
+    t, v = "<16 x float>", e.operand(x, 16)
+    part = e.intrinsic("llvm.x86.avx512.mask.reduce.ps.512", t,
+                       [(t, v), ("i32", str(_DOWN)), (t, "zeroinitializer"), ("i16", "-1"),
+                        ("i32", "8")])  # fmt: skip
+    p = poly(e, e.wrap("f32", part, 16),
+             (2.161310549126938e-4, 1.2467794585973024e-3, 9.675456210970879e-3,
+              5.5485278367996216e-2, 2.402293086051941e-1, 6.931470632553101e-1, 1.0))  # fmt: skip
+    on = e.op("fcmp uge", "f32", x, _f(-151.0), out="i1")
+    mask = e.raw(f"bitcast <16 x i1> {e.operand(on, 16)} to i16")
+    return e.wrap("f32", e.intrinsic(
+        "llvm.x86.avx512.mask.scalef.ps.512", t,
+        [(t, e.operand(p, 16)), (t, v), (t, "zeroinitializer"), ("i16", mask),
+         ("i32", "4")]), 16)  # fmt: skip
 
 
 def _log_parts(e: Emit, x: Val) -> tuple[Val, Val, Val]:

@@ -205,18 +205,30 @@ def _forward(low, op: Op, k: int, buf: Buffer) -> bool:
     body = op.regions[0].entry
     arg, new = op.binds[1 + k], body.ops[-1].operands[k]
     owner = low.uses.defs.get(new)
-    if not isinstance(owner, Op) or owner.name != "tt.dot" or owner.block is not body:
+    if not isinstance(owner, Op) or owner.block is not body:
         return False
-    if len(low.uses.of(new)) != 1 or body.ops[-1].operands.count(new) != 1:
+    if body.ops[-1].operands.count(new) != 1:
         return False
-    end = low.uses.terminal(arg, body, low.is_lazy)
-    if end is not owner or arg in owner.operands[:2]:
+    if owner.name == "strip.for":  # row by row: nobody else may want the old rows
+        if low.uses.of(arg) == [owner] and owner.operands.count(arg) == 1:
+            low.targets[new] = buf
         return False
-    # The path from the carry to the dot's accumulator must be element-wise.
+    if owner.name != "tt.dot" or len(low.uses.of(new)) != 1 or not dies_in(low, arg, owner):
+        return False
+    low.targets[new] = buf
+    return arg == owner.operands[2]
+
+
+def dies_in(low, arg: str, dot: Op) -> bool:
+    """Is a value read by nothing but a dot's accumulator, element by element?"""
+    end = low.uses.terminal(arg, dot.block, low.is_lazy)
+    if end is not dot or arg in dot.operands[:2]:
+        return False
+    # The path from the value to the dot's accumulator must be element-wise.
     name = arg
-    while name != owner.operands[2]:
+    while name != dot.operands[2]:
         user = low.uses.of(name)[0]
-        if user is owner or user.name in (
+        if user is dot or user.name in (
             "tt.trans",
             "tt.reshape",
             "tt.join",
@@ -225,8 +237,7 @@ def _forward(low, op: Op, k: int, buf: Buffer) -> bool:
         ):
             return False
         name = user.results[0]
-    low.targets[new] = buf
-    return arg == owner.operands[2]
+    return True
 
 
 # -- scf.if ----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from codegen.cpu.lower.tensor import (
     nest,
     write,
 )
-from codegen.cpu.ttir import BYTES, Op, Type
+from codegen.cpu.ttir import BYTES, Op, Type, parse_type
 
 
 def _widen(t: Tensor, elem: str) -> Tensor:
@@ -72,9 +72,22 @@ def dot(low, op: Op) -> None:
     if len(ty.shape) == 3:
         _batched(low, a, b, c, out)
     else:
-        m, n = prefix.seen(low, op.results[0], (0, 1))
+        if isinstance(b, Packed):  # the strips' loop knows which rows matter
+            m, n = None, *prefix.seen(low, op.results[0], (1,))
+        else:
+            m, n = prefix.seen(low, op.results[0], (0, 1))
         _dot2d(low, a, b, c, out, (m, n, _inner(low, a, b)))
     low.env[op.results[0]] = out
+
+
+def by_host(low, op: Op) -> bool:
+    """Will an op be done by the host's product of bf16?"""
+    if op.name != "tt.dot" or len(op.result_types[0].shape) != 2:
+        return False
+    left, right = [parse_type(t) for t in op.types if t.startswith("tensor<")][:2]
+    elems = left.elem, right.elem, op.result_types[0].elem
+    m, n = op.result_types[0].shape
+    return _Plan(low.e.features, m, left.shape[1], n, elems, True).native
 
 
 class _Slice(Tensor):
@@ -114,32 +127,67 @@ def _inner(low, a: Tensor, b: Tensor) -> Val | None:
     return None if left is None or right is None else prefix.larger(low.e, left, right)
 
 
+class _Plan:
+    """How a product is done: in what type, on what unit, in what blocks."""
+
+    def __init__(self, features, m: int, k: int, n: int, elems: tuple[str, str, str],
+                 plain: bool) -> None:  # fmt: skip
+        left, right, acc = elems
+        self.elem = "i32" if left[0] == "i" else ("f64" if acc == "f64" else "f32")
+        self.acc = "f32" if acc == "f16" else acc
+        self.tiles = plain and tiles.applies(features, m, k, n, elems)
+        wide = features.has("avx512bf16") and features.width == 16
+        pairs = left == right == "bf16" and acc == "f32" and k % 2 == 0
+        self.native = self.tiles or (pairs and wide and n >= 16)
+        self.lanes = lanes = min(features.width, n)
+        column_bytes = k * lanes * (2 if self.native else 4)
+        self.mr, self.nv = blocking(m, n // lanes, features.registers, column_bytes)
+        self.nr = tiles.panel_width(n) if self.tiles else self.nv * lanes
+        self.rows = k // 2 if self.native else k
+        self.group = 16 if self.tiles else next(u for u in (4, 2, 1) if self.rows % u == 0)
+
+    @property
+    def panel_elem(self) -> str:
+        return "i32" if self.native else self.elem
+
+
+class Packed(Tensor):
+    """A right operand that lies in panels already, for several products of the same form."""
+
+    def __init__(self, src: Tensor, panel: Panel) -> None:
+        super().__init__(src.type)
+        self.src, self.panel, self.inputs = src, panel, (src,)
+
+
+def packed(low, b: Tensor, left: str, acc: str, m: int) -> Packed:
+    """``b`` in panels, for products with ``m`` rows of ``left`` elements that add up in ``acc``."""
+    k, n = b.shape
+    plan = _Plan(low.e.features, m, k, n, (left, b.type.elem, acc), True)
+    ty = Type(plan.panel_elem, (plan.rows, n), True)
+    panel = Panel(ty, low.alloc(ty).base, plan.nr)
+    pack(low, b if plan.native else _widen(b, plan.elem), panel, plan.native)
+    return Packed(b, panel)
+
+
 def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
     """``live`` bounds the rows, columns and inner steps that matter, where they are known."""
     e = low.e
     m_stop, n_stop, k_stop = live
     m, k = a.shape
     n = b.shape[1]
-    acc = out.type.elem
-    elem = "i32" if a.type.elem[0] == "i" else ("f64" if acc == "f64" else "f32")
-    acc_elem = "f32" if acc == "f16" else acc
-    native = (a.type.elem == b.type.elem == "bf16" and acc == "f32" and k % 2 == 0
-              and e.features.has("avx512bf16") and e.features.width == 16 and n >= 16)  # fmt: skip
     mark = low.mark()
-    use_tiles = tiles.applies(e.features, a, b, out)
-    native = native or use_tiles
+    elems = a.type.elem, b.type.elem, out.type.elem
+    plan = _Plan(e.features, m, k, n, elems, type(out) is Buffer and out.steps[1] == 1)
+    elem, native, lanes = plan.elem, plan.native, plan.lanes
+    mr, nv, nr, rows, group = plan.mr, plan.nv, plan.nr, plan.rows, plan.group
+    ready = b.panel if isinstance(b, Packed) else None
     if not native:
         a, b = _widen(a, elem), _widen(b, elem)
-    lanes = min(e.features.width, n)
-    mr, nv = blocking(m, n // lanes, e.features.registers, k * lanes * (2 if native else 4))
-    nr = tiles.panel_width(n) if use_tiles else nv * lanes
-    rows = k // 2 if native else k
-    group = 16 if use_tiles else next(u for u in (4, 2, 1) if rows % u == 0)  # rows per inner step
     if k_stop is not None:
         steps = prefix.up_to(e, k_stop, group * k // rows)
         k_stop = e.op("lshr", "i32", steps, const("i32", 1)) if native else steps
         k_stop = prefix.smaller(e, k_stop, const("i32", rows))
-    if not (type(a) is Buffer and (a.steps[1] == 1 or not (use_tiles or native))):
+    if not (type(a) is Buffer and (a.steps[1] == 1 or not native)):
         a_stop = k_stop if k_stop is None else e.mul(k_stop, const("i32", k // rows))
         along = contiguous_axis(a)
         width = e.features.width
@@ -153,16 +201,20 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
             a = packed
     live = tuple(size if stop is None else stop
                  for size, stop in ((m, m_stop), (n, n_stop), (rows, k_stop)))  # fmt: skip
-    by_panel = not (native or contiguous_axis(b) == 0 or n <= nr)
-    bty = Type("i32" if native else elem, (rows, nr if by_panel else n), True)
-    panel = Panel(bty, low.alloc(bty).base, nr)
-    if not by_panel:
-        pack(low, b, panel, native, k_stop, None if n_stop is None else prefix.up_to(e, n_stop, nr))
-    if use_tiles:
+    by_panel = not (ready or native or contiguous_axis(b) == 0 or n <= nr)
+    if ready is None:
+        bty = Type(plan.panel_elem, (rows, nr if by_panel else n), True)
+        panel = Panel(bty, low.alloc(bty).base, nr)
+        n_end = None if n_stop is None else prefix.up_to(e, n_stop, nr)
+        if not by_panel:
+            pack(low, b, panel, native, k_stop, n_end)
+    else:
+        panel = ready
+    if plan.tiles:
         tiles.multiply(low, a, panel, c, out, live)
         low.release(mark)
         return
-    kernel = _Kernel(low, a, panel, c, out, (live[2], group, lanes, nv, native, elem, acc_elem))
+    kernel = _Kernel(low, a, panel, c, out, (live[2], group, lanes, nv, native, elem, plan.acc))
     whole = {axis: prefix.whole(low, (b,), axis) if by_panel else None for axis in (0, 1)}
     with nest(e) as g:
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
+from codegen.cpu import strips
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import (
     alias,
@@ -12,6 +13,7 @@ from codegen.cpu.lower import (
     divide,
     dot,
     guard,
+    keep,
     library,
     memory,
     printing,
@@ -21,6 +23,7 @@ from codegen.cpu.lower import (
     scaled,
     shape,
     stream,
+    strip,
     tiles,
 )
 from codegen.cpu.lower.elementwise import TABLE
@@ -158,7 +161,7 @@ class Lowering:
             return t
         end = self.uses.terminal(name, op.block, self.is_lazy)
         if end is None:
-            return self.reduced(op, t, name, users) or self.materialise(t)
+            return keep.reduced(self, op, t, name, users) or self.materialise(t)
         if t.reads:
             if not self.uses.clear_between(op.block, op.index, end.index):
                 return self.materialise(t)
@@ -169,47 +172,13 @@ class Lowering:
                 self.risks[id(end)] = self.risks.get(id(end), 0) | bits
         return t
 
-    def reduced(self, op: Op, t: Tensor, name: str, users: list[Op]) -> Tee | None:
-        """A result with several readers, of which one is a reduction of it alone: that one comes
-        first, whatever the order of the others, and writes down what they read. If they are one
-        conversion to a narrower type, what it gives is written instead."""
-        if isinstance(t, Buffer) or any(u.block is not op.block for u in users):
-            return None
-        sums = [u for u in users if u.name == "tt.reduce" and u.operands == [name]]
-        if not sums:
-            return None
-        first = min(sums, key=lambda u: u.index)
-        self.next = first
-        rest = [u for u in users if u is not first]
-        if len(rest) == 1 and rest[0].name == "arith.truncf":
-            narrow = rest[0]
-            buffer = self.alloc(narrow.result_types[0])
-            self.made[narrow.results[0]] = buffer
-            fn = TABLE[narrow.name][0]
-            return Tee(t, buffer, lambda e, v: fn(e, narrow, v))
-        return Tee(t, self.spent(name, t.type) or self.alloc(t.type))
-
-    def spent(self, name: str, ty: Type) -> Buffer | None:
-        """The buffer of a product of which only this result is made, element by element."""
-        owner = self.uses.defs.get(name)
-        if not isinstance(owner, Op):
-            return None
-        if owner.name == "tt.dot":
-            out = self.env.get(name)
-            mine = type(out) is Buffer and name not in self.targets
-            return out if mine and (out.type.elem, out.shape) == (ty.elem, ty.shape) else None
-        for v in owner.operands if owner.name in TABLE else ():
-            source = self.uses.defs.get(v)
-            here = isinstance(source, Op) and source.block is owner.block
-            if here and self.uses.of(v) == [owner] and owner.operands.count(v) == 1:
-                out = self.spent(v, ty)
-                if out is not None:
-                    return out
-        return None
-
     def destination(self, op: Op) -> Buffer | None:
         """The buffer that an op's result is carried in, when it may be written directly."""
-        return self.targets.get(op.results[0])
+        return self.destination_of(op.results[0])
+
+    def destination_of(self, name: str) -> Buffer | None:
+        """The same for a result by name."""
+        return self.targets.get(name)
 
     def is_identity(self, t: Tensor, buf: Buffer) -> bool:
         return t is buf
@@ -389,7 +358,7 @@ OPS = {
     "gpu.barrier": _nothing, "ttg.barrier": _nothing, "tt.debug_barrier": _nothing,
     "llvm.intr.assume": _nothing,
     **memory.OPS, **control.OPS, **rest.OPS, **library.OPS, **region.OPS, **scaled.OPS,
-    **printing.OPS,
+    **printing.OPS, **strip.OPS,
 }  # fmt: skip
 
 
@@ -403,6 +372,8 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
     low.check = check
     low.func = func
     low.uses = low.own_uses = Uses(func)
+    if not check and strips.apply(func, low.uses):
+        low.uses = low.own_uses = Uses(func)
     entry = func.body.entry
     for k, (name, ty) in enumerate(zip(entry.args, entry.arg_types, strict=True)):
         if ty.elem not in LLVM:

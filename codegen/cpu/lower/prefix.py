@@ -239,17 +239,7 @@ def seen(low, name: str, axes: tuple[int, ...]) -> list[Val | None]:
     masks: list[str] = []
     if not _shown(low, name, masks, set()) or not masks:
         return [None] * len(axes)
-    out = []
-    known = set(low.env)
-    for axis in axes:
-        bound: Val | None = ZERO
-        for mask in masks:
-            n = _named(low, mask, axis)
-            bound = None if n is None or bound is None else larger(low.e, bound, n)
-        out.append(bound)
-    for early in low.env.keys() - known:  # computed in this block; the next may not be inside it
-        del low.env[early]
-    return out
+    return [_longest(low, masks, axis) for axis in axes]
 
 
 def _shown(low, name: str, masks: list[str], done: set[str]) -> bool:
@@ -265,20 +255,88 @@ def _shown(low, name: str, masks: list[str], done: set[str]) -> bool:
             masks.append(op.operands[2])
         elif op.name in TABLE or (op.name == "tt.dot" and name not in op.operands[:2]):
             follow = op.results
-        elif op.name == "scf.for" and name not in op.operands[:3]:
-            ks = [k for k, v in enumerate(op.operands[3:]) if v == name]
-            follow = [v for k in ks for v in (op.binds[1 + k], op.results[k])]
-        elif op.name == "scf.yield" and op.block.parent is not None:
+        elif op.name == "strip.for":
+            follow = [op.binds[1 + k] for k, v in enumerate(op.operands) if v == name]
+        elif op.name == "strip.yield":
             owner = op.block.parent
-            if owner.name != "scf.for":
-                return False
-            ks = [k for k, v in enumerate(op.operands) if v == name]
-            follow = [v for k in ks for v in (owner.binds[1 + k], owner.results[k])]
+            follow = [r for r, v in zip(owner.results, op.operands, strict=True) if v == name]
+        elif (carried := _carried(op, name)) is not None:
+            follow = carried
         else:
             return False
         if not all(_shown(low, v, masks, done) for v in follow):
             return False
     return True
+
+
+def _carried(op: Op, name: str) -> list[str] | None:
+    """What a value becomes that a loop is given or hands on; None if the op is neither."""
+    if op.name == "scf.for" and name not in op.operands[:3]:
+        loop, values = op, op.operands[3:]
+    elif op.name == "scf.yield" and op.block.parent is not None:
+        loop, values = op.block.parent, op.operands
+        if loop.name != "scf.for":
+            return None
+    else:
+        return None
+    ks = [k for k, v in enumerate(values) if v == name]
+    return [v for k in ks for v in (loop.binds[1 + k], loop.results[k])]
+
+
+def seen_rows(low, names: list[str]) -> Val | None:
+    """How many leading rows of the results of a loop over strips the stores they end in can show.
+
+    Row i of all of them depends on row i of what the strips read only.
+    """
+    masks: list[str] = []
+    pending, done = list(names), set()
+    while pending:
+        name = pending.pop()
+        if name in done:
+            continue
+        done.add(name)
+        for op in low.uses.of(name):
+            if op.name == "tt.store":
+                if op.operands.index(name) != 1 or len(op.operands) < 3 or op.operands[2] == name:
+                    return None
+                masks.append(op.operands[2])
+            elif op.name == "strip.for":
+                pending += op.results
+            elif (carried := _carried(op, name)) is not None:
+                pending += carried
+            elif (
+                op.name in TABLE
+                or (op.name == "tt.dot" and name != op.operands[1])
+                or (
+                    op.name in ("tt.expand_dims", "tt.reduce", "tt.scan")
+                    and op.attr_int("axis") > 0
+                )
+                or (op.name == "tt.broadcast" and _tall(low, name))
+            ):
+                pending += op.results
+            else:
+                return None
+    return _longest(low, masks, 0) if masks else None
+
+
+def _tall(low, name: str) -> bool:
+    """Has a value more than one row?"""
+    owner = low.uses.defs.get(name)
+    if isinstance(owner, Op) and name in owner.results:
+        return owner.result_types[owner.results.index(name)].shape[0] > 1
+    return False
+
+
+def _longest(low, masks: list[str], axis: int) -> Val | None:
+    """How many leading indices of an axis one of several masks can be on for."""
+    known = set(low.env)
+    bound: Val | None = ZERO
+    for mask in masks:
+        n = _named(low, mask, axis)
+        bound = None if n is None or bound is None else larger(low.e, bound, n)
+    for early in low.env.keys() - known:  # computed in this block; the next may not be inside it
+        del low.env[early]
+    return bound
 
 
 def _named(low, name: str, axis: int) -> Val | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from codegen.cpu.emit import Val, const, ll
 from codegen.cpu.lower import library, prefix
 from codegen.cpu.lower.elementwise import TABLE, vector
-from codegen.cpu.lower.tensor import ZERO, Tensor, contiguous_axis, lane_axis, loops, nest
+from codegen.cpu.lower.tensor import ZERO, Tee, Tensor, contiguous_axis, lane_axis, loops, nest
 from codegen.cpu.ttir import Block, Op, Type, Unsupported
 
 
@@ -29,6 +29,56 @@ def combine(low, block: Block, args: list[Val]) -> list[Val]:
             raise low.refuse(op, "it cannot stand in a combine region")
         env[op.results[0]] = TABLE[op.name][0](low.e, op, *vals)
     raise Unsupported("a combine region without a return")
+
+
+_EXTREMES = {"arith.maxnumf": ("ogt", float("-inf")), "arith.minnumf": ("olt", float("inf"))}
+
+
+class _Combine:
+    """What a reduction combines by: its region or, for ``maxnum`` and ``minnum``, less.
+
+    Those leave NaN out, which costs a comparison and a selection for each element. Begun with an
+    infinity, an accumulator is never NaN, and one instruction keeps it so: the larger, and the
+    accumulator if they are not ordered. Only where the infinity is left in the end, the elements
+    may have been NaN all of them: that row is done again by the region (``repeat``).
+    """
+
+    def __init__(self, low, block: Block, srcs: list[Tensor]) -> None:
+        self.low, self.block = low, block
+        ops = [op for op in block.ops if not op.name.endswith(".return")]
+        self.order, self.neutral = None, None
+        alone = len(srcs) == 1 and srcs[0].type.elem == "f32" and len(ops) == 1
+        if alone and sorted(ops[0].operands) == sorted(block.args):
+            self.order, self.neutral = _EXTREMES.get(ops[0].name, (None, None))
+
+    def first(self, values: list[Val]) -> list[Val]:
+        """An accumulator that has seen these values."""
+        if self.order is None:
+            return values
+        return self([const("f32", self.neutral), *values])
+
+    def __call__(self, args: list[Val]) -> list[Val]:
+        if self.order is None:
+            return combine(self.low, self.block, args)
+        held, value = args
+        e = self.low.e
+        better = e.op(f"fcmp {self.order}", "f32", value, held, out="i1")
+        return [e.select(better, value, held)]
+
+    def plain(self) -> _Combine:
+        """The same by the region."""
+        return _Combine(self.low, self.block, [])
+
+    def repeat(self, value: Val, again) -> None:
+        """Do a row (or as many as there are lanes) again if nothing was found."""
+        if self.order is None:
+            return
+        e = self.low.e
+        empty = e.op("fcmp oeq", "f32", value, const("f32", self.neutral), out="i1")
+        if empty.n:
+            lanes = e.raw(f"bitcast <{empty.n} x i1> {e.operand(empty, empty.n)} to i{empty.n}")
+            empty = e.wrap("i1", e.raw(f"icmp ne i{empty.n} {lanes}, 0"), 0)
+        e.branch_if(empty, again)
 
 
 def _ramp(start: Val, n: int) -> Val:
@@ -52,17 +102,17 @@ def _half(e, v: Val, high: bool) -> Val:
     return e.wrap(v.ty, e.raw(f"shufflevector {t} {v.x}, {t} poison, <{n} x i32> <{lanes}>"), n)
 
 
-def _across(low, block: Block, accs: list[Val]) -> list[Val]:
+def _across(low, combine, accs: list[Val]) -> list[Val]:
     """Combine the lanes of each accumulator into one."""
     while accs[0].n > 1:
         lows = [_half(low.e, v, False) for v in accs]
         highs = [_half(low.e, v, True) for v in accs]
-        accs = combine(low, block, lows + highs)
+        accs = combine(lows + highs)
         accs = [vector(low.e, a) for a in accs]
     return accs
 
 
-def _across_rows(low, block: Block, rows: list[list[Val]]) -> list[Val]:
+def _across_rows(low, combine, rows: list[list[Val]]) -> list[Val]:
     """``_across`` for as many rows as there are lanes: lane r of the result is that of row r.
 
     The same elements are combined in the same order, for n rows in n - 1 steps.
@@ -80,7 +130,7 @@ def _across_rows(low, block: Block, rows: list[list[Val]]) -> list[Val]:
                     t = ll(a.ty, n)
                     both = f"shufflevector {t} {a.x}, {t} {b.x}, <{n} x i32> <{mask}>"
                     picked.append(e.wrap(a.ty, e.raw(both), n))
-            merged.append([_full(e, v, n) for v in combine(low, block, picked)])
+            merged.append([_full(e, v, n) for v in combine(picked)])
         rows, half = merged, half // 2
     return rows[0]
 
@@ -90,7 +140,7 @@ def _full(e, v: Val, n: int) -> Val:
     return e.wrap(v.ty, e.operand(v, n), n) if n > 1 else v
 
 
-def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int, whole) -> list[Val]:
+def _fold(low, g, combine, srcs: list[Tensor], place, axis: int, n: int, whole) -> list[Val]:
     """Accumulate along an axis at one outer index; n lanes of partial results remain."""
     e = low.e
     size = srcs[0].shape[axis]
@@ -103,7 +153,14 @@ def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int, wh
         g.lanes = idx[axis] = (_ramp(start, n) if n > 1 else start) if along else start
         return [_full(e, g.at(t, tuple(idx)), n) for t in srcs]
 
-    accs = [values(const("i32", w * step)) for w in range(ways)]
+    def flush() -> None:
+        for t in srcs:
+            if isinstance(t, Tee):
+                t.flush(g)
+
+    accs = [[_full(e, v, n) for v in combine.first(values(const("i32", w * step)))]
+            for w in range(ways)]  # fmt: skip
+    flush()
     if size > ways * step:
         flat = [(ll(v.ty, v.n), e.operand(v, v.n)) for group in accs for v in group]
         kinds = [(v.ty, v.n) for group in accs for v in group]
@@ -116,7 +173,8 @@ def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int, wh
                 start = e.add(i, const("i32", w * step))
                 start.level, start.div = i.level, step
                 old = held[w * len(srcs) : (w + 1) * len(srcs)]
-                out += combine(low, block, old + values(start))
+                out += combine(old + values(start))
+            flush()
             return [e.operand(_full(e, v, n if n > 1 else 0), n if n > 1 else 0) for v in out]
 
         start, stride = const("i32", ways * step), ways * step
@@ -131,7 +189,7 @@ def _fold(low, g, block: Block, srcs: list[Tensor], place, axis: int, n: int, wh
         vals = [Val(ty, "v" if m else "u", x, n=m) for (ty, m), x in zip(kinds, names, strict=True)]
         accs = [vals[w * len(srcs) : (w + 1) * len(srcs)] for w in range(ways)]
     while len(accs) > 1:
-        accs = [[_full(e, v, n) for v in combine(low, block, accs[k] + accs[k + 1])]
+        accs = [[_full(e, v, n) for v in combine(accs[k] + accs[k + 1])]
                 for k in range(0, len(accs), 2)]  # fmt: skip
     return accs[0]
 
@@ -148,11 +206,15 @@ def reduce(low, op: Op) -> None:
         lanes = axis
     n = min(e.features.width, shape[lanes])
     whole = prefix.whole(low, srcs, axis) if lanes == axis else None
+    fast = _Combine(low, block, srcs)
+    plain = fast.plain()
+    # What a first pass wrote down may lie where it was computed from.
+    kept = [t.buffer if isinstance(t, Tee) and t.kept is None else t for t in srcs]
     if not op.result_types[0].tensor:
         with nest(e) as g:
             place = {"idx": [ZERO], "along": True}
-            accs = _fold(low, g, block, srcs, place, axis, n, whole)
-            out = _across(low, block, accs)
+            accs = _fold(low, g, plain, srcs, place, axis, n, whole)
+            out = _across(low, plain, accs)
         for name, v in zip(op.results, out, strict=True):
             low.env[name] = v
         return
@@ -168,23 +230,26 @@ def reduce(low, op: Op) -> None:
     def rows(g, idx: list[Val]) -> None:
         """Reduce as many rows as there are lanes, then all their lanes at once."""
 
-        def group(first: Val, _) -> None:
+        def group(first: Val, combine: _Combine) -> None:
             def row(r: Val, _) -> None:
                 full = [ZERO] * len(shape)
                 for a, i in zip(rest, [*idx, _later(e, first, r)], strict=True):
                     full[a] = i
                 place = {"idx": full, "along": True}
-                accs = _fold(low, g, block, srcs, place, axis, n, whole)
+                read = srcs if combine is fast else kept
+                accs = _fold(low, g, combine, read, place, axis, n, whole)
                 for side, v in zip(sides, accs, strict=True):
                     side.put(g, (r, _ramp(ZERO, n)), v)
 
             e.loop(0, n, 1, row)
             held = [[side.at(g, (const("i32", r), _ramp(ZERO, n))) for side in sides]
                     for r in range(n)]  # fmt: skip
-            for buf, v in zip(bufs, _across_rows(low, block, held), strict=True):
+            out = _across_rows(low, combine, held)
+            for buf, v in zip(bufs, out, strict=True):
                 buf.put(g, (*idx, _ramp(first, n)), v)
+            combine.repeat(out[0], lambda: group(first, plain))
 
-        e.loop(0, count, n, group)
+        e.loop(0, count, n, lambda first, _: group(first, fast))
 
     def run(sure: set[int]) -> None:
         with nest(e) as g:
@@ -193,16 +258,18 @@ def reduce(low, op: Op) -> None:
                 loops(g, outer[:-1], None, n, lambda idx: rows(g, list(idx)))
                 return
 
-            def body(idx) -> None:
+            def body(idx, combine=fast) -> None:
                 full = [ZERO] * len(shape)
                 for a, i in zip(rest, idx, strict=True):
                     full[a] = i
                 place = {"idx": full, "along": lanes == axis}
-                accs = _fold(low, g, block, srcs, place, axis, n, whole)
+                read = srcs if combine is fast else kept
+                accs = _fold(low, g, combine, read, place, axis, n, whole)
                 if lanes == axis:
-                    accs = _across(low, block, accs)
+                    accs = _across(low, combine, accs)
                 for buf, v in zip(bufs, accs, strict=True):
                     buf.put(g, idx, v)
+                combine.repeat(accs[0], lambda: body(idx, plain))
 
             loops(g, outer, None if lanes == axis else rest.index(lanes), e.features.width, body)
 

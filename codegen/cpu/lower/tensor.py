@@ -250,16 +250,33 @@ class Fresh(Tensor):
 class Tee(Map):
     """A tensor that its first reader writes down on the way: a reduction, which visits every
     element once, so that a block is computed, kept and summed up in one pass. ``kept`` is what
-    is done to an element before it is written."""
+    is done to elements before they are written; ``pairs``: it takes one or two vectors that lie
+    side by side, and the reduction says where two of them end (``flush``)."""
 
-    def __init__(self, src: Tensor, buffer: Buffer, kept=None) -> None:
+    def __init__(self, src: Tensor, buffer: Buffer, kept=None, pairs: bool = False) -> None:
         super().__init__(src.type, "tee", lambda e, v: v, [src], True)
-        self.buffer, self.kept = buffer, kept
+        self.buffer, self.kept, self.pairs = buffer, kept, pairs
+        self.waiting: list[tuple[tuple[Val, ...], Val]] = []
 
     def at(self, g, idx):
         value = g.at(self.inputs[0], idx)
-        self.buffer.put(g, idx, value if self.kept is None else self.kept(g.e, value))
+        if self.pairs:
+            self.waiting.append((idx, value))
+        else:
+            self.buffer.put(g, idx, value if self.kept is None else self.kept(g.e, [value]))
         return value
+
+    def flush(self, g: Nest) -> None:
+        """Write what waits, two neighbours at a time."""
+        todo, self.waiting = self.waiting, []
+        while todo:
+            two = len(todo) > 1 and todo[0][1].n == g.e.features.width
+            (idx, first), *rest = todo[: 1 + two]
+            todo = todo[1 + two :]
+            out = self.kept(g.e, [first, *(v for _, v in rest)])
+            at = tuple(i if i.uniform else Val(i.ty, "a", n=out.n, base=i.base, stride=i.stride,
+                                               level=i.level) for i in idx)  # fmt: skip
+            self.buffer.put(g, at, out)
 
 
 class Ramp(Tensor):

@@ -15,13 +15,10 @@ NEAR_BYTES = 20 << 10  # of a first-level cache that two threads may share
 CONFIG = bytes([1, *[0] * 15, *[ROW_BYTES, 0] * 8, *[0] * 16, *[16] * 8, *[0] * 8])
 
 
-def applies(features, a: Tensor, b: Tensor, out: Buffer) -> bool:
+def applies(features, m: int, k: int, n: int, elems: tuple[str, str, str]) -> bool:
     """Whole tiles of bf16 x bf16 -> fp32 on a host that has them."""
-    m, k = a.shape
-    n = b.shape[1]
-    return (features.amx and a.type.elem == b.type.elem == "bf16" and out.type.elem == "f32"
-            and type(out) is Buffer and out.steps[1] == 1
-            and m % 16 == 0 and n % 16 == 0 and k % 32 == 0)  # fmt: skip
+    whole = m % 16 == 0 and n % 16 == 0 and k % 32 == 0
+    return features.amx and elems == ("bf16", "bf16", "f32") and whole
 
 
 def panel_width(n: int) -> int:
