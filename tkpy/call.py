@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,6 +133,17 @@ class Binder:
         self._conditions(call)
         return call
 
+    def bind_without_data(self, arguments: dict[str, object]) -> Call:
+        """``bind`` of tensors that hold no data and may be of sizes that only a run will know.
+
+        Preconditions on what tensors hold, and on such sizes, are left to the run.
+        """
+        call = self.collect((), arguments)
+        self._one_device(call)
+        symbolic = {n for n, v in call.scalars.items() if not isinstance(v, int | float)}
+        self._conditions(call, symbolic | set(call.tensors))
+        return call
+
     def collect(self, args: tuple, kwargs: dict[str, object]) -> Call:
         """``bind`` without looking at devices and preconditions: tensors may hold no data."""
         given = self._arguments(args, kwargs)
@@ -149,7 +161,7 @@ class Binder:
         self._sizes(call)
         for p in call.wanted:
             shape = call.shapes[p.name] = [size(call.sizes) for size in self.shapes[p.name]]
-            if min(shape, default=0) < 0:
+            if not all(may_hold(n >= 0) for n in shape):
                 raise self._fail(f"{p.name} would have shape {tuple(shape)} ({_spec_text(p)})")
         return call
 
@@ -232,11 +244,6 @@ class Binder:
                     f"{p.name} is {dtype} and {other} is {first}; they share one dtype",
                     f"{p.name}.to({other}.dtype)",
                 )
-        if value.requires_grad and torch.is_grad_enabled():
-            raise self._fail(
-                f"{p.name} requires grad, and this kernel has no backward",
-                "call it under torch.no_grad(), or pass it detached",
-            )
         call.tensors[p.name] = value
         call.dtypes[p.name] = dtype
         call.present.add(p.name)
@@ -268,6 +275,10 @@ class Binder:
             raise self._missing(p)
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
+        if isinstance(value, torch.SymInt | torch.SymFloat):  # known when the kernel runs
+            call.scalars[p.name] = value
+            call.present.add(p.name)
+            return
         wanted = (int, float) if spec.dtype.is_float else int
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise self._fail(f"{p.name} must be a number ({spec.dtype}), got {value!r}")
@@ -304,6 +315,11 @@ class Binder:
     # -- the call as a whole ----------------------------------------------------------------
 
     def _devices(self, call: Call) -> None:
+        self._one_device(call)
+        if call.device.type not in ("cpu", "cuda"):
+            raise self._fail(f"tensors are on {call.device}; kernels run on cpu and cuda")
+
+    def _one_device(self, call: Call) -> None:
         first: str | None = None
         for name, t in call.tensors.items():
             if first is None:
@@ -313,8 +329,6 @@ class Binder:
                     f"{name} is on {t.device} and {first} on {call.device}",
                     f"{name}.to({first}.device)",
                 )
-        if call.device.type not in ("cpu", "cuda"):
-            raise self._fail(f"tensors are on {call.device}; kernels run on cpu and cuda")
 
     def _sizes(self, call: Call) -> None:
         origin: dict[Symbol, tuple[str, int]] = {}
@@ -339,11 +353,11 @@ class Binder:
             raise self._fail(f"no argument given tells the size {missing[0]}")
 
     def _one_size(self, name, axis, t, size, known, origin) -> None:
-        actual = int(t.shape[axis])
+        actual = t.shape[axis]
         unknown = [s for s in size.free_symbols if s not in known]
         if not unknown:
-            expected = int(size.subs(known)) if not isinstance(size, Symbol) else known[size]
-            if expected == actual:
+            expected = _evaluator(size)({s.name: n for s, n in known.items()})
+            if may_hold(expected == actual):
                 return
             other = origin.get(size) if isinstance(size, Symbol) else None
             if other:
@@ -363,17 +377,18 @@ class Binder:
             known[s], origin[s] = actual, (name, axis)
             return
         slope, offset = int(size.coeff(s, 1) or 0), int(size.coeff(s, 0))
-        if slope == 0 or (actual - offset) % slope or (actual - offset) // slope < 0:
+        whole = slope != 0 and may_hold((actual - offset) % slope == 0)
+        if not whole or not may_hold((actual - offset) // slope >= 0):
             raise self._fail(
                 f"{name} has shape {tuple(t.shape)}; its dimension {axis} must be "
                 f"{size} for a whole {s}"
             )
         known[s], origin[s] = (actual - offset) // slope, (name, axis)
 
-    def _conditions(self, call: Call) -> None:
+    def _conditions(self, call: Call, unknown: Collection[str] = ()) -> None:
         for c in self.signature.conditions:
             values = {**call.sizes, **call.tensors, **call.scalars, **call.constants}
-            if any(n not in values for n in c.names):
+            if any(n not in values or n in unknown for n in c.names):
                 continue
             if not holds(c, values):
                 shown = ", ".join(
@@ -384,6 +399,7 @@ class Binder:
                 raise self._fail(f"the precondition {c.source!r} does not hold: {shown}")
 
 
+@functools.cache
 def _evaluator(size: Expr) -> Callable[[dict[str, int]], int]:
     """A function from the sizes of dimensions to ``size``; sympy is not asked again."""
     if isinstance(size, Symbol):
@@ -417,7 +433,16 @@ def holds(condition: Condition, values: dict[str, object]) -> bool:
 
 
 def _all(x: object) -> bool:
-    return bool(x.all()) if isinstance(x, torch.Tensor) else bool(x)
+    return bool(x.all()) if isinstance(x, torch.Tensor) else may_hold(x)
+
+
+def may_hold(x: object) -> bool:
+    """Whether it is so; True of what only a run will know."""
+    if isinstance(x, torch.SymBool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_true
+
+        return guard_or_true(x)
+    return bool(x)
 
 
 _ARITHMETIC = {

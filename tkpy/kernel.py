@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch.autograd import forward_ad
 
 from codegen.writer import ALIGNMENT, rows_long
 from tkpy.backward import Backward
@@ -14,11 +15,17 @@ from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
 from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Lowered, VariantKey, find_static, lower
+from tkpy.operator import Formula, Operator
 from tkpy.replay import Replay
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
 from tkpy.template.knobs import Template
 from tkpy.template.plan import ASYNCHRONOUS
+
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._functorch.peek_interpreter_stack
+_autocasts = torch._C._is_any_autocast_enabled
+_PLAIN = torch.Tensor.__torch_dispatch__
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Kernel:
         fn: the author's function.
         num_warps, num_stages: how Triton launches it on a GPU.
         template: the knobs of ``tk.lcf`` or ``tk.lcsf``, or None.
+        autocast: whether its operands are cast under autocast, as those of ``torch.matmul`` are.
         reference_fn: what ``@kernel.reference`` registered, or None.
+        attached: the backward that ``@kernel.attach_backward`` registered, or None.
     """
 
     def __init__(
@@ -49,16 +58,20 @@ class Kernel:
         num_warps: int = 4,
         num_stages: int = 3,
         template: Template | None = None,
+        autocast: bool = False,
     ):
         functools.update_wrapper(self, fn)
         self.fn, self.name = fn, fn.__name__
         self.where = where
         self.signature: Signature = read_signature(fn, where)
         self.num_warps, self.num_stages = num_warps, num_stages
-        self.template = template
+        self.template, self.autocast = template, autocast
         self.reference_fn: Callable | None = None
         self.reference_options: dict[str, object] = {}
+        self.attached: Formula | None = None
         self.binder = Binder(self.signature)
+        self.operator = Operator(self)
+        self.batches: dict[tuple, set[str] | None] = {}  # of tkpy.operator.batch
         self._replay = Replay(self.binder)
         self.variants: dict[tuple[VariantKey, str, str], Variant] = {}
         self._whole: dict = {}
@@ -80,6 +93,44 @@ class Kernel:
         self.reference_fn, self.reference_options = fn, dict(options)
         return fn
 
+    def attach_backward(
+        self,
+        fn: Callable | None = None,
+        *,
+        keeps: Collection[str] | None = None,
+        through: Collection[str] | None = None,
+    ) -> Callable:
+        """Decorator: registers a backward written by hand, which is used from then on.
+
+        ``fn(arguments, outputs, cotangents, needs)`` gives the gradients by name; ``keeps`` and
+        ``through`` are names of outputs. See ``tkpy.operator.Formula`` for all of them.
+
+        Raises:
+            TkError: for a name that is no output of the kernel.
+        """
+        if fn is None:
+            return lambda f: self.attach_backward(f, keeps=keeps, through=through)
+        results = [p.name for p in self.signature.tensors if p.spec.role != "in"]
+        for name in (*(keeps or ()), *(through or ())):
+            if name not in results:
+                raise TkError(f"{self.name} has no output {name}; it has {', '.join(results)}")
+        self.attached = Formula(fn, keeps, through)
+        return fn
+
+    @property
+    def op(self) -> torch._ops.OpOverload:
+        """The kernel as an operator, ``torch.ops.tkpy.<module>_<name>.default``.
+
+        It takes the kernel's arguments, and a flag for each optional output. It returns all
+        outputs, an empty tensor for those not asked for, and then the new values of tensors that
+        the kernel changes in place, which it leaves as they are.
+        """
+        return self.operator.functional
+
+    def __reduce__(self) -> str:
+        """A kernel is copied and pickled as functions are, by name."""
+        return self.__qualname__  # type: ignore[attr-defined]
+
     def tune(self, *args: object, **options):
         """Chooses tile sizes for calls like this one and remembers them: ``tkpy.tune.tune``."""
         from tkpy.tune import tune
@@ -89,6 +140,32 @@ class Kernel:
     # -- calling ---------------------------------------------------------------------------
 
     def __call__(self, *args: object, **kwargs: object):
+        # What follows is for tensors of the CPU or of a GPU that nobody records or traces.
+        if (
+            torch.compiler.is_dynamo_compiling()
+            or _modes()
+            or _transforms() is not None
+            or forward_ad._current_level >= 0
+            or (self.autocast and _autocasts())
+        ):
+            return self.operator(args, kwargs)
+        return self.run(args, kwargs, self._looked_at)
+
+    def _looked_at(self, args: tuple, kwargs: dict[str, object]) -> bool:
+        """Whether a call is for the operator: autograd records it, or a tensor is no plain one."""
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Tensor):
+                if value.requires_grad and torch.is_grad_enabled():
+                    return True
+                if value.is_meta or type(value).__torch_dispatch__ is not _PLAIN:
+                    return True
+        return False
+
+    def run(self, args: tuple, kwargs: dict[str, object], divert: Callable | None = None):
+        """The call itself, of which PyTorch sees nothing.
+
+        ``divert``: whether a call that is not like an earlier one goes to the operator instead.
+        """
         likeness, plan = self._replay.find(args, kwargs)
         if plan is not None:
             values = plan.values(args, kwargs)
@@ -96,6 +173,8 @@ class Kernel:
                 for name in plan.alone:
                     self._no_overlap(name, values)
                 return plan.run(values)
+        if divert is not None and divert(args, kwargs):
+            return self.operator(args, kwargs)
         call = self.binder.bind(args, kwargs)  # says what is wrong
         while True:
             key = self.key_of(call)
@@ -277,6 +356,7 @@ def kernel(
     where: list[str] | tuple[str, ...] = (),
     num_warps: int = 4,
     num_stages: int = 3,
+    autocast: bool = False,
 ):
     """Decorator: compiles a function written in tiles into a kernel.
 
@@ -285,6 +365,8 @@ def kernel(
             ``"0 <= labels < V"`` or ``"sorted(offsets)"``. Calls are held against them.
         num_warps: warps of a program on a GPU.
         num_stages: depth of Triton's software pipeline on a GPU.
+        autocast: under ``torch.autocast`` inputs whose type the signature leaves open are cast, as
+            those of ``torch.matmul`` are. Without it the kernel computes in the types it is given.
 
     Raises:
         TkError: if the signature is not one (see ``tkpy.signature.read_signature``). The body is
@@ -292,4 +374,4 @@ def kernel(
     """
     if fn is not None:
         return Kernel(fn)
-    return lambda f: Kernel(f, tuple(where), num_warps, num_stages)
+    return lambda f: Kernel(f, tuple(where), num_warps, num_stages, None, autocast)

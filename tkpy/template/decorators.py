@@ -9,12 +9,12 @@ from tkpy.kernel import Kernel
 from tkpy.template.knobs import Template
 
 
-def _decorator(kind: str, fn, where, knobs: dict) -> Callable:
+def _decorator(kind: str, fn, where, autocast: bool, knobs: dict) -> Callable:
     template = Template(kind, **knobs)
 
     def decorate(f: Callable) -> Kernel:
         warps, stages = template.consumer_warps, template.stages or 3
-        return Kernel(f, tuple(where), warps, stages, template)
+        return Kernel(f, tuple(where), warps, stages, template, autocast)
 
     return decorate(fn) if fn is not None else decorate
 
@@ -31,6 +31,7 @@ def lcf(
     blocks: int = 1,
     super_m: int = 1,
     persistent: bool = True,
+    autocast: bool = False,
 ):
     """Decorator: a kernel of load, compute and finish over rings of stages; see ``tk.run``.
 
@@ -43,6 +44,7 @@ def lcf(
         blocks: programs on a multiprocessor (NUM_BLOCKS), which divide its shared memory.
         super_m: rows of tasks that are walked together, so that operands stay in L2.
         persistent: as many programs as the device holds walk over the tasks.
+        autocast: as for ``tk.kernel``.
 
     Raises:
         TkError: for a knob out of its range, and as ``tk.kernel`` does.
@@ -52,7 +54,7 @@ def lcf(
         producer_warps=producer_warps, consumer_groups=consumer_groups, blocks=blocks,
         super_m=super_m, persistent=persistent,
     )  # fmt: skip
-    return _decorator("lcf", fn, where, knobs)
+    return _decorator("lcf", fn, where, autocast, knobs)
 
 
 def lcsf(
@@ -68,6 +70,7 @@ def lcsf(
     blocks: int = 1,
     super_m: int = 1,
     persistent: bool = True,
+    autocast: bool = False,
 ):
     """Decorator: ``tk.lcf`` that also stores, every iteration, what compute returns.
 
@@ -78,7 +81,7 @@ def lcsf(
         consumer_warps=consumer_warps, producer_warps=producer_warps,
         consumer_groups=consumer_groups, blocks=blocks, super_m=super_m, persistent=persistent,
     )  # fmt: skip
-    return _decorator("lcsf", fn, where, knobs)
+    return _decorator("lcsf", fn, where, autocast, knobs)
 
 
 def _one(kind: str, stages: int | None, input_stages: int | None) -> int | None:

@@ -161,7 +161,9 @@ def with_launch(kernel: Kernel, choice: Choice) -> tuple[Kernel, Choice]:
         return kernel, rest
     key = (id(kernel), warps, stages)
     if key not in _LAUNCHED:
-        _LAUNCHED[key] = Kernel(kernel.fn, kernel.where, warps, stages, kernel.template)
+        made = Kernel(kernel.fn, kernel.where, warps, stages, kernel.template, kernel.autocast)
+        made.attached = kernel.attached
+        _LAUNCHED[key] = made
     return _LAUNCHED[key], rest
 
 

@@ -1,0 +1,102 @@
+"""How a kernel's gradients are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tkpy.errors import CallError
+
+if TYPE_CHECKING:
+    from tkpy.kernel import Kernel
+
+Tensors = Mapping[str, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A backward.
+
+    gradients: ``gradients(arguments, outputs, cotangents, needs)`` gives a gradient for every name
+        in ``needs``, a set of names of tensors. ``arguments``: every input, scalar and constant by
+        name, as the forward got them. ``outputs``: what the forward computed, None for what it did
+        not. ``cotangents``: the gradients with respect to the outputs, None for zero. Of a tensor
+        that the kernel changes in place ``arguments`` has the old value, ``outputs`` and
+        ``cotangents`` are about the new one.
+    keeps: outputs that ``gradients`` reads; optional ones are computed for it, wanted or not. None:
+        those that the call computes.
+    through: outputs that gradients may come from, None for all.
+    check: ``check(arguments, needs)`` raises TkError in the forward where there is no gradient.
+    """
+
+    gradients: Callable[[Mapping[str, object], Tensors, Tensors, set[str]], Mapping]
+    keeps: Collection[str] | None = None
+    through: Collection[str] | None = None
+    check: Callable[[Mapping[str, object], set[str]], None] | None = None
+
+
+def formula_of(kernel: Kernel) -> Formula | None:
+    """The backward that was attached to the kernel, else the derived one, else None."""
+    if kernel.attached is not None:
+        return kernel.attached
+    try:
+        from tkpy.backward import formula  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return formula(kernel)
+
+
+def gradients(
+    kernel: Kernel,
+    formula: Formula,
+    arguments: Mapping[str, object],
+    outputs: Tensors,
+    cotangents: Tensors,
+    needs: set[str],
+) -> dict[str, torch.Tensor]:
+    """What ``formula`` gives, each of the shape and type of its input, in memory of its own.
+
+    Raises CallError for a cotangent that the formula does not take, and for what it does not give.
+    """
+    for name, grad in cotangents.items():
+        if grad is not None and formula.through is not None and name not in formula.through:
+            raise CallError(
+                f"{kernel.name}: a gradient comes from {name}, and the attached backward takes "
+                f"none of it\n  fix: {name}.detach(), or name {name} in attach_backward(through=)"
+            )
+    given = formula.gradients(arguments, outputs, cotangents, set(needs))
+    if not isinstance(given, Mapping):
+        raise CallError(
+            f"{kernel.name}: the attached backward gives a {type(given).__name__}\n"
+            "  fix: a dict from names of inputs to gradients"
+        )
+    out: dict[str, torch.Tensor] = {}
+    taken = {
+        t.untyped_storage().data_ptr()
+        for values in (arguments, outputs, cotangents)
+        for t in values.values()
+        if isinstance(t, torch.Tensor) and t.numel()
+    }
+    for name in sorted(needs):
+        of = arguments[name]
+        assert isinstance(of, torch.Tensor)
+        if name not in given:
+            raise CallError(f"{kernel.name}: the attached backward gives no gradient of {name}")
+        grad = given[name]
+        if grad is None:
+            grad = torch.zeros_like(of, memory_format=torch.contiguous_format)
+        if grad.shape != of.shape:
+            raise CallError(
+                f"{kernel.name}: the attached backward gives a gradient of shape "
+                f"{tuple(grad.shape)} for {name} of shape {tuple(of.shape)}"
+            )
+        grad = grad.to(of.dtype).contiguous()
+        if grad.numel() and grad.untyped_storage().data_ptr() in taken:
+            grad = grad.clone(memory_format=torch.contiguous_format)
+        if grad.numel():
+            taken.add(grad.untyped_storage().data_ptr())
+        out[name] = grad
+    return out

@@ -1,0 +1,42 @@
+"""Names of operators: ``tkpy::<module>_<kernel>``, one a kernel, the same in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable
+
+NAMESPACE = "tkpy"
+_taken: set[str] = set()
+
+
+def claim(fn: Callable) -> str:
+    """A name for the operator of the kernel ``fn`` that no other kernel of this process has.
+
+    The second kernel of one module and name, from a factory or a cell of a notebook that ran
+    again, is told from the first by a hash of its source and of the variables that it closes
+    over. The order in which kernels are used decides no name, because compilers that cache their
+    results on disk know operators by name.
+    """
+    module = "main" if fn.__module__ == "__main__" else fn.__module__
+    base = re.sub(r"\W+", "_", f"{module}_{fn.__qualname__}".replace("<locals>.", ""))
+    name = base
+    if name in _taken:
+        name = f"{base}_{_digest(fn)}"
+    number = 1
+    while name in _taken:
+        number += 1
+        name = f"{base}_{_digest(fn)}_{number}"
+    _taken.add(name)
+    return name
+
+
+def _digest(fn: Callable) -> str:
+    try:
+        text = inspect.getsource(fn)
+    except OSError:
+        text = fn.__code__.co_code.hex()
+    scope = sorted(inspect.getclosurevars(fn).nonlocals.items())
+    known = [f"{n}={v!r}" for n, v in scope if not re.search(r" at 0x[0-9a-f]+>", repr(v))]
+    return hashlib.sha256("\0".join([text, *known]).encode()).hexdigest()[:8]
