@@ -22,8 +22,11 @@ import threading
 import types
 from pathlib import Path
 
+from codegen.forks import anew
+
 _modules: dict[tuple[str, str, bool], types.ModuleType] = {}
 _lock = threading.RLock()
+anew(globals(), _lock=threading.RLock)
 _fallback: Path | None = None
 
 

@@ -108,12 +108,12 @@ class Kernel:
         Raises:
             TkError: for a name that is no output of the kernel.
         """
-        if fn is None:
-            return lambda f: self.attach_backward(f, keeps=keeps, through=through)
         results = [p.name for p in self.signature.tensors if p.spec.role != "in"]
         for name in (*(keeps or ()), *(through or ())):
             if name not in results:
                 raise TkError(f"{self.name} has no output {name}; it has {', '.join(results)}")
+        if fn is None:
+            return lambda f: self.attach_backward(f, keeps=keeps, through=through)
         self.attached = Formula(fn, keeps, through)
         return fn
 

@@ -12,12 +12,14 @@ from codegen.cpu import environment
 from codegen.cpu.compiler import CpuBackend
 from codegen.cpu.driver import CpuDriver
 from codegen.cpu.launch import Launcher, load
+from codegen.forks import anew
 
 # The attribute of a JIT function that holds its state here: a dictionary keyed by JIT functions
 # would hash their source in every launch.
 _STATE = "_codegen_cpu"
 _FAST = "_codegen_cpu_fast"  # by the types of arguments: (marks, compiled kernels by marks)
 _lock = threading.Lock()
+anew(globals(), _lock=threading.Lock)
 
 
 class _Compiled:

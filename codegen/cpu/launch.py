@@ -17,6 +17,7 @@ import torch
 from codegen.cpu import environment
 from codegen.cpu.pool import pool
 from codegen.cpu.toolchain import Library, unseal
+from codegen.forks import anew
 
 _SCALARS = {"fp32": "f4x", "fp64": "d", "i1": "?7x", "u1": "?7x", "i8": "b7x", "u8": "B7x",
             "i16": "h6x", "u16": "H6x", "i32": "i4x", "u32": "I4x", "i64": "q", "u64": "Q",
@@ -84,6 +85,7 @@ class _Scratch:
 
 _scratch = _Scratch()
 _lock = threading.RLock()
+anew(globals(), _scratch=_Scratch, _lock=threading.RLock)
 
 
 def _flatten(signature) -> list[str]:

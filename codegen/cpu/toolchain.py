@@ -13,7 +13,10 @@ import threading
 import zlib
 from dataclasses import dataclass
 
+from codegen.forks import anew
+
 _LOCK = threading.Lock()
+anew(globals(), _LOCK=threading.Lock)
 _AVX2 = "+sse4.2,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"
 
 

@@ -17,12 +17,13 @@ from torch.autograd.function import _SingleLevelFunction
 from tkpy.errors import CallError
 from tkpy.operator import schema
 from tkpy.operator.formula import formula_of
-from tkpy.operator.schema import Schema
+from tkpy.operator.schema import Schema, arguments, nothing
 
 if TYPE_CHECKING:
     from tkpy.operator.call import Operator
 
 _transforms = torch._C._functorch.peek_interpreter_stack
+_BEFORE = 3  # arguments of a recorded call that are none of the operator's
 
 
 def recorded(
@@ -34,49 +35,53 @@ def recorded(
 ) -> Callable:
     """The autograd kernel of the functional operator: ``backward_op`` gives its gradients."""
     kernel = operator.kernel
+    optional = {n for n, may in operator.outputs if may}
+
+    def _computed(results: dict, asked: dict) -> dict[str, torch.Tensor]:
+        """The results without what stands for those that nobody asked for."""
+        return {n: t for n, t in results.items() if n not in optional or asked[n]}
 
     class Recorded(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx, keyset, formula, *flat):
+        def forward(ctx, keyset, formula, needs, *flat):
             values = dict(zip(form.index, flat, strict=True))
-            asked = dict(values)
-            for name in formula.keeps or ():
-                if name in asked and name not in operator.differentiable:
-                    asked[name] = True  # the flag of an optional output
-            results = _tuple(_below(op, keyset, form, asked))
-            results = dict(zip(form.returns, results, strict=True))
-            kept = _computed(results, asked, operator)
-            if formula.keeps is not None:
-                kept = {n: t for n, t in kept.items() if n in formula.keeps}
+            kept: list[torch.Tensor] | None = None
+            if formula.forward is not None and _plain(values):
+                computed, kept = formula.forward(arguments(form, (), values), needs)
+            else:
+                asked = {**values, **dict.fromkeys(optional & {*(formula.keeps or ())}, True)}
+                results = _tuple(_below(op, keyset, form, asked))
+                computed = _computed(dict(zip(form.returns, results, strict=True)), asked)
             tensors = {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
-            ctx.save_for_backward(*tensors.values(), *kept.values())
-            ctx.tensors, ctx.kept = tuple(tensors), tuple(kept)
+            saved = {n: t for n, t in computed.items() if n in (formula.keeps or computed)}
+            ctx.save_for_backward(*tensors.values(), *saved.values(), *(kept or ()))
+            ctx.names = tuple(tensors), tuple(saved)
             ctx.others = {n: v for n, v in values.items() if n not in tensors}
+            ctx.needs = needs if kept is not None else None
             ctx.set_materialize_grads(False)
-            shown = _computed(results, values, operator)
-            given = {
-                n: t if n in shown else t.new_empty(0, dtype=torch.uint8)
-                for n, t in results.items()
-            }
-            whole = [t for t in given.values() if not (t.is_floating_point() or t.is_complex())]
+            shown = _computed(computed, values)
+            out = tuple(shown[n] if n in shown else nothing(tensors) for n in form.returns)
+            whole = [t for t in out if not (t.is_floating_point() or t.is_complex())]
             ctx.mark_non_differentiable(*whole)
-            return tuple(given.values())
+            return out
 
         @staticmethod
         def backward(ctx, *grads):
-            saved = ctx.saved_tensors
-            count = len(ctx.tensors)
-            values = {**ctx.others, **dict(zip(ctx.tensors, saved[:count], strict=True))}
-            kept = dict(zip(ctx.kept, saved[count:], strict=True))
+            tensors, kept = ctx.names
+            saved = iter(ctx.saved_tensors)
+            values = {**ctx.others, **{n: next(saved) for n in tensors}}
+            results = {n: next(saved) for n in kept}
             for n, grad in zip(form.returns, grads, strict=True):
-                values[schema.result(n)], values[schema.cotangent(n)] = kept.get(n), grad
-            places = {n: k + 2 for n, k in form.index.items()}
-            needed = [ctx.needs_input_grad[places[n]] for n in backward_form.returns]
-            values[schema.WANTED] = needed
+                values[schema.result(n)], values[schema.cotangent(n)] = results.get(n), grad
+            places = {n: k for k, n in enumerate(form.index)}
+            asked = {n for n in form.index if ctx.needs_input_grad[places[n] + _BEFORE]}
+            # What the forward kept is for the gradients that were wanted then.
+            needs = asked if ctx.needs is None else ctx.needs
+            values[schema.WANTED] = [n in needs for n in backward_form.returns]
+            values[schema.KEPT], values[schema.RAN] = list(saved), ctx.needs is not None
             place, _ = backward_form.ordered(values)
             found = dict(zip(backward_form.returns, _tuple(backward_op(*place)), strict=True))
-            wanted = {n for n, w in zip(backward_form.returns, needed, strict=True) if w}
-            return None, None, *(found[n] if n in wanted else None for n in form.index)
+            return (None,) * _BEFORE + tuple(found[n] if n in asked else None for n in form.index)
 
     def rule(keyset, *args, **kwargs):
         values = form.values(args, kwargs)
@@ -90,10 +95,8 @@ def recorded(
                 f"{kernel.name}: {min(needs)} requires grad, and this kernel has no backward\n"
                 "  fix: call it under torch.no_grad(), or pass it detached"
             )
-        if formula.check is not None:
-            formula.check(_inputs(values, operator), needs)
         with _single_level():
-            out = Recorded.apply(keyset, formula, *[values[n] for n in form.index])
+            out = Recorded.apply(keyset, formula, needs, *[values[n] for n in form.index])
         return out[0] if len(form.returns) == 1 else out
 
     return rule
@@ -104,7 +107,7 @@ def once(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Callabl
 
     class Once(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx, keyset, values, *flat):
+        def forward(ctx, keyset, *flat):
             return _tuple(_below(op, keyset, form, dict(zip(form.index, flat, strict=True))))
 
         @staticmethod
@@ -120,7 +123,7 @@ def once(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Callabl
         if not _requiring(values):
             return _below(op, keyset, form, values)
         with _single_level():
-            out = Once.apply(keyset, None, *[values[n] for n in form.index])
+            out = Once.apply(keyset, *[values[n] for n in form.index])
         return out[0] if len(form.returns) == 1 else out
 
     return rule
@@ -150,23 +153,23 @@ def _single_level():
     return enable_single_level_autograd_function()
 
 
-def _computed(
-    results: dict[str, torch.Tensor], asked: dict[str, object], operator: Operator
-) -> dict[str, torch.Tensor]:
-    """The results without what stands for those that were not computed."""
-    optional = {n for n, may in operator.outputs if may}
-    return {n: t for n, t in results.items() if n not in optional or asked[n]}
-
-
 def _requiring(values: dict[str, object]) -> set[str]:
     if not torch.is_grad_enabled():
         return set()
     return {n for n, v in values.items() if isinstance(v, torch.Tensor) and v.requires_grad}
 
 
-def _inputs(values: dict[str, object], operator: Operator) -> dict[str, object]:
-    outputs = {n for n, _ in operator.outputs}
-    return {n: v for n, v in values.items() if n not in outputs}
+def _plain(values: dict[str, object]) -> bool:
+    """Whether all tensors are plain ones that nobody transforms or traces."""
+    return (
+        _transforms() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and all(
+            type(v).__torch_dispatch__ is torch.Tensor.__torch_dispatch__ and not v.is_meta
+            for v in values.values()
+            if isinstance(v, torch.Tensor)
+        )
+    )
 
 
 def _no_tangents(kernel, values: dict[str, object]) -> None:

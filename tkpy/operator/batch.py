@@ -127,6 +127,8 @@ def _leading(operator: Operator, form: Schema, values: dict, dims) -> set[str] |
     """The tensors whose first dimension is a batch, if the mapped ones are all among them, and so
     is every gradient that is wanted."""
     kernel = operator.kernel
+    if values.get(schema.RAN):  # what the forward kept is not of the folded shape
+        return None
     first = {
         p.spec.dims[0] if p.spec.dims else None
         for p in kernel.signature.tensors
@@ -193,7 +195,7 @@ def batched(fn: Function, size: Symbol) -> set[str] | None:
     if any(p.role == "out" and p.name not in tensors for p in fn.params):
         return None
     for value in walk_values(fn.body):
-        if ours & value.type.free_symbols:
+        if ours & value.type.free_symbols():
             return None
     for op in fn.body.walk():
         name = op.attrs.get("param")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from codegen.forks import anew
 from tkpy.errors import CallError, TkError
 from tkpy.operator import schema
 from tkpy.operator.names import NAMESPACE, claim
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from tkpy.kernel import Kernel
 
 _lock = threading.RLock()
+anew(globals(), _lock=threading.RLock)
 
 
 class Operator:
@@ -130,21 +132,23 @@ class Operator:
 
     def _arguments(self, args: tuple, kwargs: dict[str, object]) -> dict:
         given = dict(zip(self.positional, args, strict=False))
-        wrong = len(args) > len(self.positional)
+        if len(args) > len(self.positional):
+            self._refuse("too many positional arguments", args, kwargs)
         for n, value in kwargs.items():
-            wrong = wrong or n in given or n not in self.parameters
+            if n in given or n not in self.parameters:
+                self._refuse(f"the keyword {n} is unknown or given twice", args, kwargs)
             given[n] = value
         for n, optional in self.outputs:
             value = given.get(n)
             fits = value is None or isinstance(value, torch.Tensor) or value is True
-            wrong = wrong or not (fits or (value is False and optional))
-        if wrong:
-            self._refuse(args, kwargs)
+            if not (fits or (value is False and optional)):
+                self._refuse(f"{n} is an output", args, kwargs)
         return given
 
-    def _refuse(self, args: tuple, kwargs: dict[str, object]) -> NoReturn:
-        self.kernel.binder.collect(args, kwargs)
-        raise CallError(f"{self.kernel.name}: the call is not one that its signature allows")
+    def _refuse(self, reason: str, args: tuple, kwargs: dict[str, object]) -> NoReturn:
+        if not torch.compiler.is_dynamo_compiling():
+            self.kernel.binder.collect(args, kwargs)  # says it better
+        raise CallError(f"{self.kernel.name}: {reason}; it takes {', '.join(self.parameters)}")
 
     def _cast(self, given: dict) -> None:
         """As autocast does with the operands of ``torch.matmul``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,32 +21,47 @@ class Formula:
     """A backward.
 
     gradients: ``gradients(arguments, outputs, cotangents, needs)`` gives a gradient for every name
-        in ``needs``, a set of names of tensors. ``arguments``: every input, scalar and constant by
-        name, as the forward got them. ``outputs``: what the forward computed, None for what it did
-        not. ``cotangents``: the gradients with respect to the outputs, None for zero. Of a tensor
-        that the kernel changes in place ``arguments`` has the old value, ``outputs`` and
-        ``cotangents`` are about the new one.
+        in ``needs``, a set of names of tensors. ``arguments``: inputs, scalars and constants by
+        name, and True for optional outputs that the call asks for. ``outputs``: what the forward
+        computed, None for what it did not. ``cotangents``: the gradients with respect to the
+        outputs, None for zero. Of a tensor that the kernel changes in place ``arguments`` has the
+        old value, ``outputs`` and ``cotangents`` are about the new one.
     keeps: outputs that ``gradients`` reads; optional ones are computed for it, wanted or not. None:
         those that the call computes.
     through: outputs that gradients may come from, None for all.
-    check: ``check(arguments, needs)`` raises TkError in the forward where there is no gradient.
+    forward: if given, ``forward(arguments, needs)`` runs the kernel where autograd records it, and
+        gives its outputs by name and a sequence of tensors for ``gradients``, whose fifth argument
+        that is: None where the kernel ran without it, as it does while a graph is traced.
     """
 
-    gradients: Callable[[Mapping[str, object], Tensors, Tensors, set[str]], Mapping]
+    gradients: Callable[..., Mapping[str, torch.Tensor | None]]
     keeps: Collection[str] | None = None
     through: Collection[str] | None = None
-    check: Callable[[Mapping[str, object], set[str]], None] | None = None
+    forward: Callable[..., tuple[Mapping[str, torch.Tensor], Sequence[torch.Tensor]]] | None = None
 
 
 def formula_of(kernel: Kernel) -> Formula | None:
     """The backward that was attached to the kernel, else the derived one, else None."""
     if kernel.attached is not None:
         return kernel.attached
-    try:
-        from tkpy.backward import formula  # type: ignore[import-not-found]
-    except ImportError:
+    derived = getattr(kernel, "backward", None)
+    if derived is None or kernel.operator.changed:
         return None
-    return formula(kernel)
+
+    def forward(arguments, needs):
+        outputs, kept = derived.forward(arguments, sorted(needs))
+        return dict(zip(_wanted(kernel, arguments), outputs, strict=True)), kept
+
+    def back(arguments, outputs, cotangents, needs, kept):
+        wanted = _wanted(kernel, arguments)
+        results, given = [outputs[n] for n in wanted], [cotangents[n] for n in wanted]
+        return derived.gradients(arguments, results, kept, given, sorted(needs))
+
+    return Formula(back, forward=forward)
+
+
+def _wanted(kernel: Kernel, arguments: Mapping[str, object]) -> list[str]:
+    return [n for n, optional in kernel.operator.outputs if not optional or arguments.get(n)]
 
 
 def gradients(
@@ -56,6 +71,7 @@ def gradients(
     outputs: Tensors,
     cotangents: Tensors,
     needs: set[str],
+    kept: Sequence[torch.Tensor] | None,
 ) -> dict[str, torch.Tensor]:
     """What ``formula`` gives, each of the shape and type of its input, in memory of its own.
 
@@ -67,7 +83,8 @@ def gradients(
                 f"{kernel.name}: a gradient comes from {name}, and the attached backward takes "
                 f"none of it\n  fix: {name}.detach(), or name {name} in attach_backward(through=)"
             )
-    given = formula.gradients(arguments, outputs, cotangents, set(needs))
+    more = () if formula.forward is None else (kept,)
+    given = formula.gradients(arguments, outputs, cotangents, set(needs), *more)
     if not isinstance(given, Mapping):
         raise CallError(
             f"{kernel.name}: the attached backward gives a {type(given).__name__}\n"

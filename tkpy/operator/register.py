@@ -14,7 +14,7 @@ import torch
 from tkpy.operator import autograd, batch, schema
 from tkpy.operator.formula import formula_of, gradients
 from tkpy.operator.names import NAMESPACE
-from tkpy.operator.schema import Schema
+from tkpy.operator.schema import Schema, arguments, nothing
 from tkpy.signature import TORCH_NAMES, DType
 
 if TYPE_CHECKING:
@@ -138,11 +138,12 @@ class _Backward:
         outputs = {n: values[schema.result(n)] for n in self.forward.returns}
         cotangents = {n: values[schema.cotangent(n)] for n in self.forward.returns}
         needs = {n for n, w in zip(self.form.returns, values[schema.WANTED], strict=True) if w}
+        kept = values[schema.KEPT] if values[schema.RAN] else None
         formula = formula_of(self.kernel)
         assert formula is not None, "the forward has refused it"
         device = next(v for v in given.values() if isinstance(v, torch.Tensor)).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            found = gradients(self.kernel, formula, given, outputs, cotangents, needs)
+            found = gradients(self.kernel, formula, given, outputs, cotangents, needs, kept)
         out = [found[n] if n in found else nothing(given) for n in self.form.returns]
         return out[0] if len(out) == 1 else tuple(out)
 
@@ -179,24 +180,6 @@ def _define_in_place(name: str, operator: Operator, functional, forward: Schema)
 _kept: list[Callable] = []
 
 
-def arguments(form: Schema, args: tuple, kwargs: dict) -> dict[str, object]:
-    """An operator's arguments as the kernel's: without what it assumes by itself."""
-    out = {}
-    for name, value in form.values(args, kwargs).items():
-        slot = form.slots[form.index[name]]
-        if slot.parameter is None:  # the flag of an optional output
-            if value is not False:
-                out[name] = value
-        elif value is not None or slot.parameter.default is None:
-            if value is not None or not _is_output(slot.parameter):
-                out[name] = value
-    return out
-
-
-def _is_output(p) -> bool:
-    return getattr(p.spec, "role", "") == "out"
-
-
 def _is_wanted(p, values: dict[str, object]) -> bool:
     return not p.spec.optional or values.get(p.name) not in (None, False)
 
@@ -206,12 +189,6 @@ def named(names: list[str], results) -> dict[str, torch.Tensor]:
     if len(names) == 1:
         return {names[0]: results}
     return dict(zip(names, results or (), strict=True))
-
-
-def nothing(values: dict[str, object]) -> torch.Tensor:
-    """What stands for an output that is not wanted."""
-    device = next(v for v in values.values() if isinstance(v, torch.Tensor)).device
-    return torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def _outputs(kernel, call: Call) -> dict[str, torch.Tensor]:

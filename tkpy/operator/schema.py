@@ -17,8 +17,10 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+import torch
 
 from tkpy.signature import REQUIRED, ConstSpec, DType, Parameter, ScalarSpec, Signature, TensorSpec
 
@@ -64,7 +66,7 @@ class Schema:
         given = returns[0] if len(returns) == 1 else f"({', '.join(returns)})"
         return f"({', '.join(arguments)}) -> {given}"
 
-    def values(self, args: tuple, kwargs: dict[str, object]) -> dict[str, object]:
+    def values(self, args: tuple, kwargs: Mapping[str, object]) -> dict[str, object]:
         """Arguments by name; the dispatcher leaves out those that are equal to their defaults."""
         out = dict(zip(self.index, args, strict=False))
         for slot in self.slots[len(args) :]:
@@ -109,20 +111,23 @@ def backward(signature: Signature, differentiable: Iterable[str]) -> Schema:
     """Of the operator that gives gradients.
 
     It takes what the functional operator takes, its results (None where they were not computed or
-    are not needed), gradients with respect to these (None where they are zero), and for every
-    differentiable input whether its gradient is wanted. It returns one tensor for each of these,
-    empty where it is not wanted.
+    are not needed), gradients with respect to these (None where they are zero), for every
+    differentiable input whether its gradient is wanted, and what the forward kept besides, if it
+    did. It returns one tensor for each differentiable input, empty where it is not wanted.
     """
     forward = functional(signature)
     slots = [Slot(s.name, _plain(s), REQUIRED, False, s.parameter) for s in forward.slots]
     for called in (result, cotangent):
         slots += [Slot(called(n), f"Tensor? {called(n)}", about=n) for n in forward.returns]
-    slots.append(Slot(WANTED, f"bool[] {WANTED}"))
+    slots += [Slot(WANTED, f"bool[] {WANTED}"), Slot(KEPT, f"Tensor[] {KEPT}")]
+    slots.append(Slot(RAN, f"bool {RAN}"))
     return Schema(tuple(slots), tuple(differentiable))
 
 
 #: The backward operator's flags, one a differentiable input.
 WANTED = "gradients__wanted"
+#: What the forward kept for the backward besides its results, and whether it did.
+KEPT, RAN = "forward__kept", "forward__ran"
 
 
 def wanted(output: str) -> str:
@@ -202,3 +207,24 @@ def _literal(value: object) -> str | None:
         return f'"{value}"' if re.fullmatch(r"[\w .:+-]*", value) else None
     return None
 
+
+def arguments(form: Schema, args: tuple, kwargs: Mapping[str, object]) -> dict[str, object]:
+    """An operator's arguments as the kernel's: without what it assumes by itself."""
+    out = {}
+    for name, value in form.values(args, kwargs).items():
+        p = form.slots[form.index[name]].parameter
+        if p is None:  # asks for an optional output
+            if value is not False:
+                out[name] = value
+        elif isinstance(p.spec, TensorSpec) and p.spec.role == "out":
+            if value is not None:
+                out[name] = value
+        else:  # None may stand for a default that schemas have no word for
+            out[name] = p.default if value is None and p.default is not REQUIRED else value
+    return out
+
+
+def nothing(values: Mapping[str, object]) -> torch.Tensor:
+    """What stands for an output that is not wanted."""
+    device = next(v for v in values.values() if isinstance(v, torch.Tensor)).device
+    return torch.empty(0, dtype=torch.uint8, device=device)
