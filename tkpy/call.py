@@ -342,14 +342,8 @@ class Binder:
         for s in self.signature.dims:
             if s in known:
                 call.sizes[s.name] = known[s]
-        missing = [
-            s.name
-            for p in call.wanted
-            for d in p.spec.dims
-            for s in d.free_symbols
-            if s not in known
-        ]
-        if missing:
+        wanted = {s for p in call.wanted for d in p.spec.dims for s in d.free_symbols}
+        if missing := sorted(s.name for s in wanted - known.keys()):
             raise self._fail(f"no argument given tells the size {missing[0]}")
 
     def _one_size(self, name, axis, t, size, known, origin) -> None:

@@ -110,9 +110,31 @@ def _gram_backward(a, outputs, cotangents, needs):
 
 
 @tk.kernel
-def no_backward(x: tk.Global["N"], y: tk.Out["N"]):
+def decayed(x: tk.Global["N"], y: tk.Out["N"], *, halve: bool = True):
+    """Of a scan with an operator of its own no derivative is known."""
     i = tk.grid(tk.cdiv("N", 16))
-    tk.store(y, tk.floor(tk.load(x, i, 16)), i)
+    t = tk.load(x, i, 16)
+    t = tk.associative_scan(t, lambda a, b: a * 0.5 + b) if halve else t
+    tk.store(y, t, i)
+
+
+@tk.kernel
+def doubled(state: tk.InOut["N"]):
+    """Changes what it is given, and has no backward."""
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(state, tk.load(state, i, 16) * 2.0, i)
+
+
+# Without a backward by hand: these have the derived one.
+
+
+@tk.kernel
+def normed(x: tk.Global["N D"], w: tk.Global["D"], y: tk.Out["N D"]):
+    """y = x / the root mean square of its row, times w."""
+    i = tk.grid(tk.cdiv("N", 16))
+    t = tk.load(x, (i, 0), (16, "D"), dtype=tk.f32)
+    r = tk.rsqrt(tk.row_sum(t * t) / tk.static("D") + 1e-5)
+    tk.store(y, t * r * tk.load(w, 0, "D", dtype=tk.f32), (i, 0))
 
 
 # -- a mapped dimension must not become a part of the first one of these -------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operator_kernels import gram, no_backward, rows_of, scaled, softmax, step
+from operator_kernels import decayed, doubled, gram, normed, rows_of, scaled, softmax, step
 from torch.utils.checkpoint import checkpoint
 
 import tkpy as tk
@@ -24,7 +24,19 @@ def randn(*shape, grad=False):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 40), st.booleans(), st.integers(0, 2**31))
-def test_gradients_of_any_layout(n, expanded, seed, d=23, asked=True):
+def test_gradients_of_any_layout(n, expanded, seed):
+    hold_gradients(n, 23, expanded, True, seed)
+
+
+@pytest.mark.parametrize(
+    "n, d, asked",
+    [pytest.param(20, 0, True, marks=pytest.mark.slow), (20, 23, False), (0, 23, False)],
+)
+def test_gradients_of_nothing(n, d, asked):
+    hold_gradients(n, d, False, asked, 0)
+
+
+def hold_gradients(n, d, expanded, asked, seed):
     torch.manual_seed(seed)
     x = (torch.randn(1, d) if expanded else torch.randn(d, n).T).requires_grad_()
     w = randn(d, grad=True)
@@ -46,14 +58,6 @@ def test_gradients_of_any_layout(n, expanded, seed, d=23, asked=True):
     for ours, right, size in checks:
         assert ours.shape == right.shape
         assert ((ours - right).abs() <= (n + 8) * EPS * size).all()
-
-
-@pytest.mark.parametrize(
-    "n, d, asked",
-    [pytest.param(20, 0, True, marks=pytest.mark.slow), (20, 23, False), (0, 23, False)],
-)
-def test_gradients_of_nothing(n, d, asked):
-    test_gradients_of_any_layout.hypothesis.inner_test(n, False, 0, d, asked)
 
 
 def test_an_output_that_the_backward_keeps_is_computed_unasked():
@@ -85,6 +89,30 @@ def test_changes_in_place_are_recorded_as_torch_records_its_own():
     version = (plain := torch.zeros(20, 8))._version
     torch.vmap(step)(torch.randn(1, 20, 8), plain[None])
     assert plain._version > version
+
+
+def rms(x, w):
+    return x / (x.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * w
+
+
+@pytest.mark.parametrize(
+    "view", [lambda t: t, lambda t: t[::2, 1:], lambda t: t[:1].expand(30, -1)]
+)
+def test_a_derived_backward_is_found_by_itself(view):
+    x, g = randn(40, 23, grad=True), torch.randn(40, 23)
+    w = randn(view(x).shape[1], grad=True)
+    y = normed(view(x), w)
+    g = g[: y.shape[0], : y.shape[1]]
+    y.backward(g)
+    x64, w64 = (t.detach().double().requires_grad_() for t in (x, w))
+    (rms(view(x64), w64) * g).sum().backward()
+    for ours, right in ((x.grad, x64.grad), (w.grad, w64.grad)):
+        assert (ours - right).abs().max() <= 64 * EPS * right.abs().max()
+    part = torch.func.grad(lambda x: normed(x, w.detach()).pow(2).sum())(view(x).detach())
+    whole = torch.func.grad(lambda x: rms(x, w.detach()).pow(2).sum())(view(x).detach())
+    assert torch.allclose(part, whole, atol=1e-4)
+    only = torch.autograd.grad(normed(view(x), w).sum(), w)[0]  # of two that were recorded
+    assert torch.allclose(only, rms(view(x), w).detach().div(w).sum(0), rtol=1e-3, atol=1e-4)
 
 
 def test_an_output_that_is_given_has_a_gradient():
@@ -153,9 +181,19 @@ def test_second_and_forward_derivatives_are_refused():
 
 def test_what_has_no_backward_says_so_in_the_forward():
     x = randn(5, grad=True)
-    with pytest.raises(tk.CallError, match=r"no_backward: x requires grad.*\n  fix: .*no_grad"):
-        no_backward(x)
-    assert torch.equal(no_backward(x.detach()), x.floor())
+    with pytest.raises(
+        tk.CompileError, match=r"operator_kernels.py:\d+: decayed has no derivative"
+    ):
+        decayed(x)
+    decayed(x, halve=False).sum().backward()
+    assert torch.equal(x.grad, torch.ones(5))
+    assert decayed(x.detach()).shape == (5,)
+    with pytest.raises(
+        tk.CallError, match=r"doubled: state .* in place.*\n  fix: .*attach_backward"
+    ):
+        doubled(x * 1)
+    doubled(y := x.detach().clone())
+    assert torch.equal(y, 2 * x)
     with pytest.raises(tk.CallError, match="s requires grad, and it is a number"):
         scaled(randn(5, 8), randn(8), torch.tensor(2.0, requires_grad=True))
     with pytest.raises(tk.TkError, match="scaled has no output x; it has y, total"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from operator_kernels import gram, rows_of, scaled, softmax, step
+from operator_kernels import gram, normed, rows_of, scaled, softmax, step
 from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 
@@ -30,7 +30,7 @@ def compiled(fn, backend="aot_eager", **options):
 
 
 def trained(x, w):
-    y, total = scaled(x.sin(), w, 2.0, total=True, rows=32)
+    y, total = scaled(normed(x.sin(), w), w, 2.0, total=True, rows=32)
     return (softmax(y) * y).sum() + total.sum()
 
 
@@ -141,6 +141,7 @@ SAMPLES = {
     "softmax": (softmax, (torch.randn(20, 8),), {}),
     "step": (step, (torch.randn(20, 8), torch.randn(20, 8)), {"norm": True}),
     "rows_of": (rows_of, (torch.randn(9, 8), torch.tensor([1, 3])), {}),
+    "normed": (normed, (torch.randn(20, 8), torch.randn(8)), {}),
     "gram": (gram, (torch.randn(2, 20, 8), torch.randn(20)), {}),
     "empty": (scaled, (torch.randn(0, 8), torch.randn(8)), {"total": True}),
 }

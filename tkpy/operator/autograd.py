@@ -92,8 +92,9 @@ def recorded(
         formula = formula_of(kernel)
         if formula is None:
             raise CallError(
-                f"{kernel.name}: {min(needs)} requires grad, and this kernel has no backward\n"
-                "  fix: call it under torch.no_grad(), or pass it detached"
+                f"{kernel.name}: {', '.join(sorted(operator.changed))} is changed in place, so "
+                f"that no backward is derived, and {min(needs)} requires grad\n"
+                "  fix: attach one, @kernel.attach_backward, or call it under torch.no_grad()"
             )
         with _single_level():
             out = Recorded.apply(keyset, formula, needs, *[values[n] for n in form.index])

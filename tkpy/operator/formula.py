@@ -41,12 +41,15 @@ class Formula:
 
 
 def formula_of(kernel: Kernel) -> Formula | None:
-    """The backward that was attached to the kernel, else the derived one, else None."""
+    """The backward that was attached to the kernel, else the derived one.
+
+    None for kernels that change tensors in place: what these held is gone when a backward runs.
+    """
     if kernel.attached is not None:
         return kernel.attached
-    derived = getattr(kernel, "backward", None)
-    if derived is None or kernel.operator.changed:
+    if kernel.operator.changed:
         return None
+    derived = kernel.backward
 
     def forward(arguments, needs):
         outputs, kept = derived.forward(arguments, sorted(needs))
