@@ -276,7 +276,7 @@ class Binder:
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             value = value.item()
         if isinstance(value, torch.SymInt | torch.SymFloat):  # known when the kernel runs
-            call.scalars[p.name] = value
+            call.scalars[p.name] = value  # type: ignore[assignment]
             call.present.add(p.name)
             return
         wanted = (int, float) if spec.dtype.is_float else int

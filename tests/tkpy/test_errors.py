@@ -182,7 +182,11 @@ def call_errors():
         "twice": ((x, y, 1.0), {"s": 2.0}, ["s is given twice"]),
         "scalar": ((x, y, "a"), {}, ["s must be a number"]),
         "device": ((x, y.to("meta"), 1.0), {}, ["y is on meta and x on cpu"]),
-        "grad": ((x.clone().requires_grad_(), y, 1.0), {}, ["x requires grad", "no_grad"]),
+        "grad": (
+            (x, y, torch.tensor(1.0, requires_grad=True)),
+            {},
+            ["s requires grad", "s.item()"],
+        ),
         "out shape": ((x, y, 1.0), {"o": torch.zeros(40, 63)}, ["o and x disagree on N"]),
         "overlap": ((x, y, 1.0), {"o": x}, ["shares memory with x"]),
         "sparse": ((x.to_sparse(), y, 1.0), {}, ["not a dense tensor"]),

@@ -112,7 +112,8 @@ def _folded(op, form: Schema, count: int, values: dict, dims, leading: set[str])
         whole = v if name in dims else v.unsqueeze(0).expand(count, *v.shape)
         inner = whole.shape[1]
         values[name] = whole.reshape(count * inner, *whole.shape[2:])
-    results, places = [], []
+    results: list[torch.Tensor] = []
+    places: list[int | None] = []
     for result in _call(op, form, values):
         if result.dtype is torch.uint8 and result.shape == (0,):
             results.append(result)

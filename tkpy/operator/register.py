@@ -62,19 +62,14 @@ class _Functional:
     def _arguments(self, args: tuple, kwargs: dict) -> dict[str, object]:
         values = arguments(self.form, args, kwargs)
         for name in self.changed:
-            if name in values:
-                old = values[name]
-                assert isinstance(old, torch.Tensor)
+            old = values.get(name)
+            if isinstance(old, torch.Tensor):
                 values[name] = old.clone()
         return values
 
     def _given(self, values: dict[str, object], results: dict[str, torch.Tensor]):
-        out = [
-            results[n] if n in results else nothing(values)
-            for n in self.form.returns
-            if n not in self.changed
-        ]
-        out += [values[n] if n in values else nothing(values) for n in self.changed]
+        known = {**{n: values.get(n) for n in self.changed}, **results}
+        out = [nothing(values) if known.get(n) is None else known[n] for n in self.form.returns]
         return out[0] if len(out) == 1 else tuple(out)
 
     def run(self, *args, **kwargs):
