@@ -286,6 +286,8 @@ class Printer(Access):
                         text_ = f"tl.full((), {text_}, {self.dtype(value.type.dtype)})"
                     self.line(f"{name} = {text_}")
             out += inner.lines
+            # Triton sees what both branches define after them: their names are not free again.
+            self.taken |= inner.released
         self.scopes[-1].lines += out
         for result, name in zip(op.results, names, strict=True):
             self.names[result] = name

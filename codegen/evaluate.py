@@ -22,15 +22,19 @@ from codegen.ops.mask import COL, ROW
 
 
 def evaluate(
-    fn: Function, tensors: Mapping[str, np.ndarray], scalars: Mapping[str, float | int]
+    fn: Function,
+    tensors: Mapping[str, np.ndarray],
+    scalars: Mapping[str, float | int],
+    known: Mapping[Symbol, int] | None = None,
 ) -> None:
     """Runs all programs of ``fn``; arrays in ``tensors`` named as outputs are written in place.
 
     Args:
         tensors: an array for every tensor parameter, of the parameter's rank. Floats in float64.
         scalars: a number for every scalar parameter.
+        known: sizes that the shapes of the arrays do not tell, or not simply.
     """
-    sizes: dict[Symbol, int] = {}
+    sizes: dict[Symbol, int] = dict(known or {})
     for p in fn.params:
         if p.role == "scalar":
             sizes[Symbol(p.name, integer=True)] = scalars[p.name]  # type: ignore

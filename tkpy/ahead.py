@@ -33,7 +33,7 @@ from tkpy.signature import (
 
 if TYPE_CHECKING:
     from tkpy.kernel import Kernel
-    from tkpy.lower import Lowered, VariantKey
+    from tkpy.lower import Differentiated, Lowered, VariantKey
 
 #: Sizes to try for a dimension that nobody gave, in this order, until the preconditions hold.
 SIZES = (64, 128, 16, 32, 8, 4, 3, 2, 1)
@@ -130,6 +130,30 @@ def lower_for(
 ) -> Lowered:
     """Tile IR and Triton source of that variant; ``options`` are those of ``tkpy.lower.lower``."""
     return kernel.lower(key_of(kernel, setting, device, target), **options)
+
+
+def backward_of(
+    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90"
+) -> tuple[VariantKey, tuple[str, ...], tuple[str, ...]]:
+    """The variant, the inputs and the outputs of the backward of ``setting``: of all floats.
+
+    Raises TkError if the kernel has no input or no output of floats.
+    """
+    call = call_of(kernel, setting, device, target)
+    wrt, given = kernel.backward.inputs(call), kernel.backward.outputs(call)
+    if not wrt or not given:
+        raise TkError(f"{kernel.name} has no derivative: no floats go in, or none come out")
+    return kernel.backward.key_of(call), tuple(sorted(wrt)), tuple(given)
+
+
+def backward_for(
+    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90"
+) -> Differentiated:
+    """The derived backward of that variant, lowered: see ``tkpy.lower.Differentiated``.
+
+    Raises CompileError where the kernel has no derivative, and as ``call_of`` does.
+    """
+    return kernel.backward.derive(*backward_of(kernel, setting, device, target))
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:

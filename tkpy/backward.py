@@ -222,6 +222,10 @@ class Backward:
     def _key(self, call: Call) -> VariantKey:
         return replace(self.kernel.key_of(call), described=False)
 
+    def key_of(self, call: Call) -> VariantKey:
+        """The variant of the kernel that the backward of ``call`` is derived from."""
+        return self._key(replace(call, constants={**call.constants, **self._own(call)}))
+
     def _load(self, key, wrt, given, deterministic, device) -> Compiled:
         what = f"backward {wrt} {given} {deterministic}"
 

@@ -157,6 +157,26 @@ def differentiate(
         CompileError: if the kernel is not legal, or no gradient flows through what it is made of;
             with the line of the kernel and what to do instead.
     """
+    derivation, walker = derivation_of(fn, signature, key, wrt, given, template, deterministic)
+    ir = derivation.forward
+    forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
+    pieces = [
+        finish(p.fn, key, num_warps, num_stages, None, poison, walker=walker)
+        for p in derivation.pieces
+    ]
+    return Differentiated(derivation, forward, pieces)
+
+
+def derivation_of(
+    fn: Callable,
+    signature: Signature,
+    key: VariantKey,
+    wrt: tuple[str, ...],
+    given: tuple[str, ...],
+    template: Template | None = None,
+    deterministic: bool = True,
+) -> tuple[Derivation, Walker]:
+    """The tile IR of a backward before any pass, and the walk that it came from; as above."""
     ir, walker = _walk(fn, signature, key, template)
     prepare(ir)
     try:
@@ -165,12 +185,7 @@ def differentiate(
         loc = e.op.loc if isinstance(e, NoGradient) and e.op is not None else ir.loc
         fix = f"\n  fix: {e.fix}" if e.fix else ""
         raise CompileError(loc, f"{signature.name} has no derivative: {e.message}{fix}") from None
-    forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
-    pieces = [
-        finish(p.fn, key, num_warps, num_stages, None, poison, walker=walker)
-        for p in derivation.pieces
-    ]
-    return Differentiated(derivation, forward, pieces)
+    return derivation, walker
 
 
 def _walk(

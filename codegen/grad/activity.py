@@ -12,6 +12,9 @@ CONSTANT = frozenset(
     ["detach", "floor", "ceil", "round", "trunc", "argreduce", "iota", "const", "full", "index"]
 )
 
+#: Integers that stand for floats: what is made of them again depends on the floats.
+KEYS = frozenset(["rank_key", "largest"])
+
 
 def active_values(fn: Function, wrt: Container[str]) -> set[Value]:
     """The values of ``fn`` through which its outputs depend on the tensors named in ``wrt``."""
@@ -43,4 +46,5 @@ def _visit(region: Region, wrt: Container[str], active: set[Value]) -> None:
             continue
         moves = op.kind in ("load", "gather_rows") and op.attrs["param"] in wrt
         if moves or set(op.operands) & active:
-            active |= {v for v in op.results if v.type.dtype.is_float}
+            through = op.kind in KEYS
+            active |= {v for v in op.results if through or v.type.dtype.is_float}

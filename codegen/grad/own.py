@@ -28,6 +28,7 @@ class Owner:
     loops: list[Op] = field(default_factory=list)
     branch: bool = False
     dynamic: set[Symbol] = field(default_factory=set)  # decided by what the kernel has loaded
+    told_by: dict[Symbol, int] = field(default_factory=dict)  # the dimension that tells a symbol
 
     def shared_programs(self, fn: Function) -> list[Symbol]:
         """Program ids of which several contribute, quotients included."""
@@ -50,13 +51,16 @@ def owner(fn: Function, access: Op) -> Owner:
     progress = True
     while progress:
         progress = False
-        for e, side in zip(starts, sides, strict=True):
+        for d, (e, side) in enumerate(zip(starts, sides, strict=True)):
+            if e.free_symbols & out.dynamic:
+                continue  # what is loaded may be any number
             free = (e.free_symbols & set(symbols)) - out.determined - set(out.quotients)
             if len(free) != 1:
                 continue
             (s,) = free
             if _steps(e, s, side):
                 out.determined.add(s)
+                out.told_by[s] = d
                 progress = True
                 continue
             divided = [f for f in e.atoms(FloorDiv) if s in f.free_symbols]
@@ -68,6 +72,7 @@ def owner(fn: Function, access: Op) -> Owner:
                 stand_in = sympy.Dummy(integer=True)
                 if _steps(sympy.expand(e.subs(divided[0], stand_in)), stand_in, side):
                     out.quotients[s] = divided[0].args[1]
+                    out.told_by[s] = d
                     progress = True
     out.shared = [s for s in symbols if s not in out.determined and s not in out.quotients]
     return out
@@ -81,10 +86,18 @@ def _steps(e: Expr, s: Symbol, side: int) -> bool:
 
 
 def _sides(access: Op) -> list[int]:
-    sides = [1] * len(access.attrs["start"])
-    for which, factors in zip(access.attrs["tile"], access.attrs["sides"], strict=True):
+    """The tile's extent in every dimension: its side, or what ``until`` leaves of it."""
+    starts, tiles = access.attrs["start"], access.attrs["tile"]
+    sides = [1] * len(starts)
+    for which, factors, limit in zip(
+        tiles, access.attrs["sides"], access.attrs["limit"], strict=True
+    ):
         for d, side in zip(which, factors, strict=True):
             sides[d] = side
+        if limit is not None:
+            left = sympy.expand(limit - starts[which[0]])
+            if left.is_Integer:
+                sides[which[0]] = min(sides[which[0]], max(int(left), 0))
     return sides
 
 
@@ -124,11 +137,45 @@ def covers(fn: Function, access: Op, who: Owner) -> bool:
     return True
 
 
-def apart(a: Op, b: Op) -> bool:
-    """True if two accesses to one tensor provably never share an element, in any program."""
+def disputed(a: Op, b: Op, one: Owner, two: Owner) -> set[Symbol] | None:
+    """Symbols that the places of two accesses to one tensor tell, and not alike.
+
+    x[i] and x[i + 1] meet, in two programs that take each other's turn. None if the two never
+    share an element, whatever the programs.
+    """
+    agreed = {
+        s
+        for s, d in one.told_by.items()
+        if two.told_by.get(s) == d and sympy.expand(a.attrs["start"][d] - b.attrs["start"][d]) == 0
+    }
+    moving = set(one.told_by) | set(two.told_by) | {*one.shared, *two.shared}
     pairs = zip(a.attrs["start"], b.attrs["start"], _sides(a), _sides(b), strict=True)
-    for x, y, one, two in pairs:
+    for x, y, side, other in pairs:
         gap = sympy.expand(x - y)
-        if gap.is_Integer and (gap >= two or -gap >= one):
-            return True
-    return False
+        clear = gap.is_Integer and (gap >= other or -gap >= side)
+        if clear and not x.free_symbols & (moving - agreed):
+            return None
+    return (set(one.told_by) | set(two.told_by)) - agreed
+
+
+def conditions(region: Region, access: Op) -> set[Symbol]:
+    """What decides, by the ``if``s around ``access``, whether it happens."""
+    return {s for op, _ in _branches(region, access) or [] for s in op.attr_symbols()}
+
+
+def exclusive(region: Region, a: Op, b: Op) -> bool:
+    """True if two operations stand in different branches of one ``if``."""
+    ways = dict(_branches(region, a) or [])
+    return any(op in ways and ways[op] != way for op, way in _branches(region, b) or [])
+
+
+def _branches(region: Region, access: Op) -> list[tuple[Op, int]] | None:
+    """The ``if``s around ``access`` with the branch that it stands in; None if it is not there."""
+    for op in region.ops:
+        if op is access:
+            return []
+        for k, inner in enumerate(op.regions):
+            found = _branches(inner, access)
+            if found is not None:
+                return [(op, k), *found] if op.kind == "if" else found
+    return None

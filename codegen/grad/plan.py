@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from codegen.grad.emit import Emit
-from codegen.grad.own import owner
+from codegen.grad.own import conditions, exclusive, owner
 from codegen.grad.reverse import NoGradient, Reverse, clean, memory_like, place_like
 from codegen.grad.settle import Gradient, settle
 from codegen.grad.turn import turn, turnable
-from codegen.ir import Function, Op, Param, Region, Value
+from codegen.ir import Function, Op, Param, Region, Value, loop_parts
 from codegen.passes.attach import drop_detached
 from codegen.passes.bounds import drop_proven_checks
 from codegen.passes.cse import share_common
@@ -80,6 +80,7 @@ def derive(
     """
     wrt, given = list(wrt), list(given)
     _check(fn)
+    _check_stores(fn, given)
     saver = _Saver(fn)
     dtypes = {p.name: p.dtype for p in fn.params}
     turned = _turned(fn, wrt, given, saver) if deterministic else []
@@ -110,6 +111,34 @@ def _check(fn: Function) -> None:
                 f"{op.attrs['param']} is read and written: what it held is gone by the backward",
                 "declare an input and an output of its own",
             )
+
+
+def _check_stores(fn: Function, given: list[str]) -> None:
+    """Refuses outputs whose places are written again: a cotangent would count for each writer."""
+    for name in given:
+        stores = [op for op in fn.body.walk() if op.kind == "store" and op.attrs["param"] == name]
+        for op in stores:
+            told = conditions(fn.body, op) | op.attr_symbols()
+            loops = [loop_parts(loop)[0] for loop in owner(fn, op).loops]
+            again = [s for s in (*(s for s, _ in fn.grid), *loops) if s not in told]
+            counts = dict(fn.grid)
+            again = [s for s in again if counts.get(s) != 1]
+            if again and not owner(fn, op).dynamic:
+                raise NoGradient(
+                    op,
+                    f"{name} is written in the same place for every {again[0]}: which of these "
+                    "its gradient belongs to is not told",
+                    f"store it once, under if {again[0]} == 0: or after the loop",
+                )
+        for k, op in enumerate(stores):
+            for other in stores[:k]:
+                if op.attrs["start"] == other.attrs["start"] and not exclusive(fn.body, op, other):
+                    raise NoGradient(
+                        op,
+                        f"{name} is stored twice in the same place: which of the two its gradient "
+                        "belongs to is not told",
+                        "store the last value only, tk.where chooses between two",
+                    )
 
 
 def _turned(fn: Function, wrt: list[str], given: list[str], saver: _Saver) -> list[Piece]:

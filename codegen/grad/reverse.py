@@ -307,7 +307,12 @@ class Reverse:
             for k, arg in enumerate(body.args):
                 if arg not in inner.env or self._frozen(op, k) is None:
                     if arg.type.dtype.kind == "bool" or arg.symbol is not None:
-                        raise NoGradient(op, "a loop carries a number that decides where tiles lie")
+                        raise NoGradient(
+                            op,
+                            f"the loop carries {arg.hint or 'a number'}, which its body asks for "
+                            "again in reverse, and which is no tile of floats or integers",
+                            "compute it from the loop's index, or hold it in a vector",
+                        )
                     inner.env[arg] = self._from_tape(op, k)
             self._replay(body.ops[:-1], inner, pinned)
             _simplify(region, self.fn)

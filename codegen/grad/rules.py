@@ -360,7 +360,7 @@ NONE: dict[str, str] = {
 #: Kinds that are followed by ``codegen.grad.reverse`` itself.
 STRUCTURE = frozenset(
     ["for", "if", "yield", "load", "gather_rows", "store", "store_add", "scatter_rows",
-     "scatter_add_rows"]
+     "scatter_add_rows", "barrier"]
 )  # fmt: skip
 #: Kinds that are refused where a gradient would have to pass them.
 REFUSED: dict[str, str] = {
@@ -368,6 +368,8 @@ REFUSED: dict[str, str] = {
     "largest": "the values that tk.topk returns",
     "unkey": "the values that tk.topk returns",
     "associative_scan": "a scan with an operator of your own",
+    "place": "a derivative: there are no second ones",
+    "row_inner": "a derivative: there are no second ones",
     "store_min": "a minimum taken in memory",
     "store_max": "a maximum taken in memory",
 }

@@ -16,8 +16,7 @@ import sympy
 
 from codegen.expr import Expr, FloorDiv, Max, Min, Symbol, cdiv
 from codegen.grad.emit import Emit
-from codegen.grad.own import Owner, apart, covers, owner
-from codegen.grad.reverse import NoGradient
+from codegen.grad.own import Owner, covers, disputed, owner
 from codegen.ir import DType, Function, Op, Region, Value, f32
 
 #: Runs of programs, each with a partial sum.
@@ -50,16 +49,11 @@ def settle(
     owners = {id(s): owner(fn, s) for s, _ in sites}
     shared: dict[str, list[Symbol]] = {}
     for name, stores in by_name.items():
-        for s in stores:
-            if owners[id(s)].dynamic:
-                raise NoGradient(
-                    s,
-                    f"where {name} is read depends on what the kernel has loaded before, so that "
-                    "programs may meet there in any order",
-                    "attach a backward of your own: @kernel.attach_backward",
-                )
+        told_apart = _disputed(stores, owners)
         shared[name] = [
-            s for s, _ in fn.grid if any(s in owners[id(o)].shared_programs(fn) for o in stores)
+            s
+            for s, _ in fn.grid
+            if s in told_apart or any(s in owners[id(o)].shared_programs(fn) for o in stores)
         ]
     out = []
     partial = [n for n, symbols in shared.items() if symbols]
@@ -74,7 +68,11 @@ def settle(
             continue
         p = fn.param(f"d_{name}")
         alone = all(not owners[id(s)].shared_loops() for s in stores)
-        if alone and all(apart(a, b) for a in stores for b in stores if a is not b):
+        if alone and not any(
+            disputed(a, b, owners[id(a)], owners[id(b)]) is not None
+            for k, a in enumerate(stores)
+            for b in stores[:k]
+        ):
             p.dtype = dtypes[name]
             whole = len(stores) == 1 and covers(fn, stores[0], owners[id(stores[0])])
             out.append(Gradient(name, 0, not whole))
@@ -85,6 +83,15 @@ def settle(
             out.append(Gradient(name, 0, True))
     if partial:
         out += _partial(fn, {n: by_name[n] for n in partial}, shared, owners)
+    return out
+
+
+def _disputed(stores: list[Op], owners: dict[int, Owner]) -> set[Symbol]:
+    """Symbols that some two of ``stores``, which may meet, tell differently."""
+    out: set[Symbol] = set()
+    for k, a in enumerate(stores):
+        for b in stores[:k]:
+            out |= disputed(a, b, owners[id(a)], owners[id(b)]) or set()
     return out
 
 
@@ -160,6 +167,7 @@ def _partial(
             s.attrs["tile"] = tuple(tuple(d + lead for d in which) for which in s.attrs["tile"])
             s.attrs["checks"] = (*[(False, False)] * lead, *s.attrs["checks"])
         once = len(mine) == 1 and not owners[id(mine[0])].loops and not owners[id(mine[0])].branch
+        once = once and not ({walked} | owners[id(mine[0])].dynamic) & mine[0].attr_symbols()
         if once:
             carried.append((mine[0], name))
         else:

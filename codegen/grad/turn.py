@@ -18,7 +18,7 @@ import sympy
 
 from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol
 from codegen.grad.emit import Emit
-from codegen.grad.own import owner
+from codegen.grad.own import disputed, owner
 from codegen.grad.reverse import memory_like, place_like
 from codegen.ir import Function, Op, Param, Region, Type, Value, loop_parts
 from codegen.ops import TABLE
@@ -52,8 +52,11 @@ def turnable(fn: Function, stores: list[Op]) -> Op | None:
             s for s, _ in fn.grid if s in first.shared
         ]:
             return None
-        if who.shared_loops() and len(who.loops) > 1:
-            pass  # summed in memory
+    for k, a in enumerate(stores):
+        for b in stores[:k]:
+            same = a.attrs["param"] == b.attrs["param"]
+            if same and disputed(a, b, owner(fn, a), owner(fn, b)):
+                return None
     return None if loop.results else loop
 
 

@@ -52,6 +52,9 @@ def check(
     ] = None,
     examples: Annotated[int, typer.Option(min=1, help="Inputs to draw for each kernel.")] = 50,
     seed: Annotated[int, typer.Option(help="The same seed draws the same inputs.")] = 0,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Check derived gradients instead of outputs.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold kernels against their references; exit status 1 if one is wrong.
@@ -63,7 +66,7 @@ def check(
     chosen = [find(kernel)] if kernel else list(registered().values())
     if not chosen:
         raise NotFound("no kernels are registered\n  your own: tkpy check path/to/file.py:kernel")
-    done = run_checks(chosen, examples, seed)
+    done = run_checks(chosen, examples, seed, backward)
     if as_json:
         print_json([c.facts() for c in done])
     else:
@@ -72,7 +75,9 @@ def check(
         raise typer.Exit(1)
 
 
-def run_checks(chosen: list[Found], examples: int, seed: int) -> list[Checked]:
+def run_checks(
+    chosen: list[Found], examples: int, seed: int, backward: bool = False
+) -> list[Checked]:
     """Check each kernel, with progress on standard error where that is a terminal.
 
     Raises TkError if the test extra is not installed. A kernel that cannot be checked (no
@@ -90,7 +95,11 @@ def run_checks(chosen: list[Found], examples: int, seed: int) -> list[Checked]:
             started = time.perf_counter()
             try:
                 result = check_kernel(
-                    found.kernel, examples=examples, seed=seed, progress=_step(progress, task)
+                    found.kernel,
+                    examples=examples,
+                    seed=seed,
+                    progress=_step(progress, task),
+                    backward=backward,
                 )
             except TkError as e:
                 result = CheckResult(found.name, 0, math.nan, False, str(e))

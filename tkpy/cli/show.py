@@ -12,7 +12,7 @@ import typer
 from codegen.aot import CPU, Compiled
 from codegen.ir import Function
 from codegen.text import print_function
-from tkpy.ahead import Setting, compile_lowered, lower_for
+from tkpy.ahead import Setting, backward_for, compile_lowered, lower_for
 from tkpy.cli.app import NotFound
 from tkpy.cli.find import find
 from tkpy.cli.options import AnyTarget, Constants, Dims, Dtype, DtypeName, KernelName, setting
@@ -75,6 +75,9 @@ def show(
         str | None,
         typer.Option("--pass", metavar="NAME", help="Tile IR as this pass leaves it."),
     ] = None,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="The programs of its derived backward instead.")
+    ] = False,
 ) -> None:
     """Print a kernel as its author wrote it, as tile IR, as Triton, or as assembly.
 
@@ -90,6 +93,12 @@ def show(
     if after is not None and stage is not Stage.tile:
         raise NotFound("--pass is of tile IR: give --stage tile too")
     chosen = setting(found.kernel, dtype, dim, constant)
+    if backward:
+        if after is not None or stage is Stage.source:
+            raise NotFound("a derived backward has no source of its own, and no --pass is shown")
+        for text in backward_texts(found.kernel, chosen, str(target), stage):
+            print_code(text, language(stage))
+        return
     stages = Stages(found.kernel, chosen, str(target))
     print_code(stages.after(after) if after else stages.text(stage), language(stage))
 
@@ -97,6 +106,18 @@ def show(
 def language(stage: Stage) -> str:
     """The name by which the highlighter knows the language of a stage."""
     return _LANGUAGES.get(stage, "text")
+
+
+def backward_texts(kernel: Kernel, chosen: Setting, target: str, stage: Stage) -> list[str]:
+    """The programs of a backward at one stage, the forward that saves for them first."""
+    device = "cpu" if target == CPU else "cuda"
+    made = backward_for(kernel, chosen, device, target)
+    out = []
+    for lowered in (made.forward, *made.pieces):
+        stages = Stages(kernel, chosen, target)
+        stages.lowered = lowered
+        out.append(stages.text(stage))
+    return out
 
 
 class Stages:

@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from codegen.cost import KINDS, Cost, RunTime, evaluate
+from codegen.cost import cost as count
 from codegen.expr import text
 from tkpy.ahead import Setting, call_of
 from tkpy.cli.app import NotFound
@@ -139,6 +140,9 @@ def cost(
     dtype: DtypeName = Dtype.bf16,
     out: Out = None,
     as_json: AsJson = False,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Of its derived backward, beside the forward.")
+    ] = False,
 ) -> None:
     """FLOPs, bytes and intensity of a kernel, as expressions and as numbers.
 
@@ -147,6 +151,9 @@ def cost(
     found = find(kernel).kernel
     chosen, sizes = given(found, dtype, values)
     _, amounts = front_end(found, chosen)
+    if backward:
+        _backward(found, chosen, amounts, sizes, str(dtype), as_json)
+        return
     rows = _rows(amounts, sizes)
     facts: dict = {
         "kernel": found.name,
@@ -172,6 +179,46 @@ def cost(
         screen.print(f"bounded from above: {note}", soft_wrap=True)
     for name, value in facts.get("device", {}).items():
         screen.print(f"{name}: {value}", soft_wrap=True)
+
+
+def _backward(found, chosen: Setting, amounts: Cost, sizes, dtype: str, as_json: bool) -> None:
+    """FLOPs of the forward and of each program of the backward, and how they compare."""
+    from tkpy.ahead import backward_of
+    from tkpy.lower import derivation_of
+
+    key, wrt, outs = backward_of(found, chosen)
+    made, _ = derivation_of(found.fn, found.signature, key, wrt, outs, found.template)
+    programs = [(piece.fn.name, count(piece.fn)) for piece in made.pieces]
+    kinds = ("matrix", "vector", "special")
+    table = Table("", *kinds, "all", box=box.SIMPLE, pad_edge=False)
+    rows = []
+    for name, c in [("forward", amounts), *programs]:
+        numbers = [_known(partial(c.number, k, sizes)) for k in kinds]
+        rows.append((name, [*numbers, None if None in numbers else sum(numbers)]))  # type: ignore
+    totals = [
+        None if any(r[1][k] is None for r in rows[1:]) else sum(r[1][k] for r in rows[1:])  # type: ignore
+        for k in range(4)
+    ]
+    ratios = [
+        t / f if t is not None and f else None for t, f in zip(totals, rows[0][1], strict=True)
+    ]
+    if as_json:
+        print_json(
+            {
+                "kernel": found.name,
+                "sizes": sizes,
+                "programs": {n: dict(zip((*kinds, "all"), v, strict=True)) for n, v in rows},
+                "backward / forward": dict(zip((*kinds, "all"), ratios, strict=True)),
+            }
+        )
+        return
+    said = ", ".join(f"{n}={v}" for n, v in sizes.items())
+    screen = console()
+    screen.print(f"[bold]{found.name}[/] {said}, {dtype}: FLOPs", soft_wrap=True)
+    for name, numbers in rows:
+        table.add_row(name, *("-" if v is None else f"{v:,.4g}" for v in numbers))
+    table.add_row("backward / forward", *("-" if v is None else f"{v:.2f}" for v in ratios))
+    screen.print(table)
 
 
 def _rows(amounts: Cost, sizes: dict[str, int]) -> list[tuple[str, str, float | None]]:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, Verbosity
 from codegen.module import cache_dir
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
+from tkpy.testing.backward import BackwardRunner
 from tkpy.testing.model import Model
 from tkpy.testing.plan import Example, Plan
 from tkpy.testing.refusals import check_refusals
@@ -112,6 +113,8 @@ def check(
     special: bool | Iterable[str] | None = None,
     roundings: float | None = None,
     c: float | None = None,
+    backward: bool = False,
+    kinds: Iterable[str] | None = None,
 ) -> CheckResult:
     """Checks ``kernel`` on ``examples`` inputs drawn from its signature.
 
@@ -138,6 +141,9 @@ def check(
         roundings: how often a term may be rounded to a 16-bit operand type; default 2. A
             kernel that keeps everything in fp32 between load and store says 0.
         c: fp32 roundings that a term may carry; default 8.
+        backward: check the gradients that the kernel derives instead of its outputs, against
+            autograd of the reference (tkpy/testing/backward.py).
+        kinds: of values that gradients are checked at; those at which the kernel has a derivative.
 
     Raises:
         TkError: if there is no reference, or it does not fit the kernel, or no input satisfies
@@ -152,7 +158,7 @@ def check(
         )
     given = {
         "terms": terms, "sizes": sizes, "dtypes": dtypes, "constants": constants,
-        "special": special, "roundings": roundings, "c": c,
+        "special": special, "roundings": roundings, "c": c, "kinds": kinds,
     }  # fmt: skip
     unknown = set(options) - set(given)
     if unknown:
@@ -165,15 +171,21 @@ def check(
         sizes=options.get("sizes"),
         dtypes=options.get("dtypes"),
         constants=options.get("constants"),
-        special=options.get("special", True),
+        special=False if backward else options.get("special", True),
         poison=poison,
     )
     model = Model(options.get("c", Model.c), options.get("roundings", Model.roundings))
-    runner = Runner(plan, fn, options.get("terms"), model)
+    runner: Runner = (
+        BackwardRunner(plan, fn, None, model)
+        if backward
+        else Runner(plan, fn, options.get("terms"), model)
+    )
+    if isinstance(runner, BackwardRunner) and options.get("kinds"):
+        runner.kinds = tuple(options["kinds"])  # type: ignore[arg-type]
     search = _Search(runner, examples, progress)
     with _one_thread():
         failure = _explore(search, plan, examples, seed)
-        if failure is None:
+        if failure is None and not backward:
             failure = check_refusals(plan)
     ratio = runner.worst if failure is None else failure.ratio
     return CheckResult(

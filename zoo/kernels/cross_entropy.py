@@ -34,7 +34,7 @@ def cross_entropy(
     top, total, picked = tk.full(rows, LOWEST), tk.zeros(rows), tk.zeros(rows)
     for j in tk.range(tk.cdiv("V", width)):
         x = tk.load(logits, (i, j), (rows, width), dtype=tk.f32)
-        new_top = tk.row_max(x, top)
+        new_top = tk.detach(tk.row_max(x, top))
         total = total * tk.exp(top - new_top) + tk.row_sum(tk.exp(x - new_top))
         column = tk.broadcast_col(tk.iota(width, j * width), rows)
         picked += tk.row_sum(tk.where(column == mine, x, 0.0))

@@ -53,7 +53,7 @@ def linear_cross_entropy(
             z += tk.load(bias, j, cols, dtype=tk.f32)
         # The classes beyond the last are dead columns of the weight, and so of z.
         z = z if softcap is None else tk.tanh(z / softcap) * softcap
-        new_top = tk.row_max(z, top)
+        new_top = tk.detach(tk.row_max(z, top))
         total = total * tk.exp(top - new_top) + tk.row_sum(tk.exp(z - new_top))
         column = tk.broadcast_col(tk.iota(cols, j * cols), rows)
         picked += tk.row_sum(tk.where(column == mine, z, 0.0))

@@ -1,0 +1,179 @@
+"""The derived backward of a kernel against autograd of its reference.
+
+    |gradient - autograd| <= (c eps(f32) + roundings eps(operands) / 2) terms + half an ulp
+
+with ``terms`` by perturbation as for outputs (tkpy/testing/model.py): inputs, cotangents, and every
+intermediate result of the reference and of its backward pass are moved by a random amount. A
+gradient counts with the sum of all that it is made of, however much of that cancels. A backward
+rounds about twice as often as its forward, so that ``c`` and ``roundings`` are doubled.
+
+Where the reference has no finite gradient, nothing is asked of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from tkpy.backward import Backward, Compiled, Tensor, _entry, _program
+from tkpy.errors import TkError
+from tkpy.execution import launcher
+from tkpy.signature import TORCH_NAMES
+from tkpy.testing.model import compare, conditioning, same_bits
+from tkpy.testing.plan import Example
+from tkpy.testing.run import ReferenceRaised, Runner, _double, _in_parts
+
+
+class Poisoned(Backward):
+    """A backward that holds NaN in every dead element of every tile."""
+
+    def _load(self, key, wrt, given, deterministic, device) -> Compiled:
+        entry = _entry(self.derive(key, wrt, given, deterministic, poison=True))
+        programs = [_program(p) for p in entry["programs"]]
+        saved = tuple(Tensor(**t) for t in entry["saved"])
+        launches = tuple(launcher(p.source, p.name, device) for p in programs)
+        return Compiled(programs[0], saved, tuple(programs[1:]), launches)
+
+
+@dataclass
+class BackwardRunner(Runner):
+    """Runs the gradients of examples of one plan, of all inputs that can have one."""
+
+    kinds: Sequence[str] = ("integers", "normal", "big", "tiny", "mixed")
+    poisons: Poisoned | None = field(default=None)
+
+    def run(self, example: Example) -> None:
+        """Raises Failed if a gradient of ``example`` is not as it must be."""
+        example = self._smooth(example)
+        arguments = self.plan.arguments(example)
+        kernel = self.plan.kernel
+        call = kernel.binder.bind((), dict(arguments))
+        wrt = kernel.backward.inputs(call)
+        given = kernel.backward.outputs(call)
+        if not wrt or not given:
+            return
+        cotangents = self._cotangents(example, call, given)
+        ask = (example, arguments, cotangents, wrt)
+        got = self._gradients(kernel.backward, *ask)
+        again = self._gradients(kernel.backward, *ask)
+        for n in wrt:
+            if not same_bits(got[n], again[n]):
+                raise self._fail(example, f"the gradient of {n} differs between two runs")
+        self._agree(example, arguments, cotangents, wrt, got)
+        if example.setting.poison:
+            self.poisons = self.poisons or Poisoned(kernel, kernel.backward.constants)
+            poisoned = self._gradients(self.poisons, *ask)
+            # Not the same bits: what is overwritten in between is not fused with what follows.
+            self._agree(example, arguments, cotangents, wrt, poisoned, "with NaN in dead elements ")
+
+    def _smooth(self, example: Example) -> Example:
+        """``example`` with values at which the kernel has one derivative."""
+        recipes = {
+            n: r
+            if r.kind in self.kinds
+            else replace(r, kind=self.kinds[len(r.kind) % len(self.kinds)])
+            for n, r in example.recipes.items()
+        }
+        return replace(example, recipes=recipes)
+
+    def _cotangents(self, example: Example, call, given: list[str]) -> dict[str, torch.Tensor]:
+        g = torch.Generator().manual_seed(sum(example.sizes.values()))
+        out = {}
+        for p in call.wanted:
+            if p.name in given:
+                dtype = self.plan.dtype_of(p.spec, example.setting)
+                shape = call.shapes[p.name]
+                made = torch.randn(
+                    shape,
+                    generator=g,
+                    dtype=torch.complex64 if dtype.is_complex else torch.float32,
+                )
+                out[p.name] = made.to(getattr(torch, TORCH_NAMES[dtype.name]))
+        return out
+
+    def _gradients(self, backward, example, arguments, cotangents, wrt) -> dict[str, torch.Tensor]:
+        try:
+            outs, saved = backward.forward(arguments, wrt)
+            call = self.plan.kernel.binder.bind((), dict(arguments))
+            cts = [cotangents.get(p.name) for p in call.wanted]
+            return backward.gradients(arguments, outs, saved, cts, wrt)
+        except Exception as e:
+            raise self._fail(example, f"{type(e).__name__}: {e}") from e
+
+    def _agree(self, example, arguments, cotangents, wrt, got, how="") -> None:
+        inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
+        try:
+            expected = self._expected(example, inputs, cotangents, wrt)
+        except ReferenceRaised as e:
+            if 0 in example.sizes.values():
+                return
+            raise self._fail(example, f"autograd of the reference raised {e}") from e
+        for n, (want, bound) in expected.items():
+            out = _in_parts(got[n])
+            told = want.isfinite() & bound.isfinite()
+            quiet = torch.where(told, out.double(), 0.0).to(out.dtype)
+            verdict = compare(quiet, torch.where(told, want, 0.0), torch.where(told, bound, 1.0))
+            self.worst = max(self.worst, verdict.ratio)
+            if not verdict.ok:
+                raise self._wrong(example, f"{how}the gradient of {n}", verdict)
+
+    def _expected(self, example, inputs, cotangents, wrt):
+        """For each input its gradient in fp64, and how far off a kernel may be."""
+        scalars = {
+            n: float(torch.tensor(v, dtype=torch.float32)) if isinstance(v, float) else v
+            for n, v in example.scalars.items()
+        }
+        fixed = {**inputs, **scalars, **dict(example.setting.constants)}
+        moving = [n for n, t in inputs.items() if t is not None and _inexact(t)]
+        values = [_in_parts(inputs[n]).double() for n in moving]
+        names = [p.name for p in self._returned()]
+        told = [n for n in names if n in cotangents]
+        values += [_in_parts(cotangents[n]).double() for n in told]
+
+        def ask(what: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            args = {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in fixed.items()}
+            leaves = {}
+            with torch.enable_grad():
+                for n, x in zip(moving, what, strict=False):
+                    leaves[n] = x.detach().clone().requires_grad_()
+                    pair = inputs[n].is_complex()
+                    args[n] = torch.view_as_complex(leaves[n]) if pair else leaves[n] * 1.0
+                made = dict(zip(names, self._ask(self.reference, args), strict=True))
+                pairs = [
+                    (_double(made[n]), g)
+                    for n, g in zip(told, what[len(moving) :], strict=True)
+                    if made[n].requires_grad
+                ]
+                if not pairs:
+                    return [torch.zeros_like(leaves[n]) for n in wrt]
+                grads = torch.autograd.grad(
+                    [o for o, _ in pairs],
+                    [leaves[n] for n in wrt],
+                    [g.reshape(o.shape) for o, g in pairs],
+                    allow_unused=True,
+                )
+            return [
+                torch.zeros_like(leaves[n]) if g is None else g
+                for n, g in zip(wrt, grads, strict=True)
+            ]
+
+        try:
+            plain = ask(values)
+        except TkError:
+            raise
+        except RuntimeError as e:
+            raise ReferenceRaised(str(e)) from e
+        terms = conditioning(ask, values, plain, seed=1)
+        tensors = [t for t in inputs.values() if t is not None] + list(cotangents.values())
+        model = replace(self.model, c=2 * self.model.c, roundings=2 * max(self.model.roundings, 1))
+        out = {}
+        for n, want, t in zip(wrt, plain, terms, strict=True):
+            dtype = torch.float32 if inputs[n].is_complex() else inputs[n].dtype
+            out[n] = (want, model.bound(want, t, dtype, tensors))
+        return out
+
+
+def _inexact(t: torch.Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
