@@ -318,20 +318,19 @@ class Kernel:
         warps, stages = self.num_warps, self.num_stages
         return lower(self.fn, self.signature, key, warps, stages, self.template, **options)
 
-    def _splits(self, key: VariantKey) -> bool:
-        """Does the kernel stay whole where its template asks for a loop split by warp?"""
+    def _splits(self, key: VariantKey) -> bool | str:
+        """True if a loop may be split by warp, as its template asks; else why not."""
         slot = (key, repr(key.constants))
         if self.template is None or not key.machine:
             return True
         if slot not in self._whole:
-            from tkpy.ahead import argument_types
-            from tkpy.template.proof import in_order, survives
+            from tkpy.template.proof import in_order, loss
 
             in_order(self, key)
             lowered = self.lower(key, split=True)
-            types = argument_types(lowered.fn, lowered.emitted.arguments)
             specialised = lowered.fn.schedule is not None and lowered.fn.schedule.specialise
-            self._whole[slot] = not specialised or survives(lowered, types)
+            why = loss(lowered, lambda why: self.lower(key, split=why)) if specialised else ""
+            self._whole[slot] = why or True
         return self._whole[slot]
 
     def find_static(self, key: VariantKey, sizes: dict[str, int]) -> frozenset[str]:

@@ -93,9 +93,11 @@ def lower(
     template: Template | None = None,
     poison: bool = False,
     watch: Callable[[str, Function], None] | None = None,
-    split: bool = True,
+    split: bool | str = True,
 ) -> Lowered:
-    """Front end, passes and emission of one variant; without ``split`` no loop is specialised.
+    """Front end, passes and emission of one variant.
+
+    ``split``: whether loops may be specialised by warp; a text says why not.
 
     Raises:
         CompileError: if the kernel is not legal for these dtypes, constants and sizes.
@@ -114,14 +116,15 @@ def finish(
     template: Template | None = None,
     poison: bool = False,
     watch: Callable[[str, Function], None] | None = None,
-    split: bool = True,
+    split: bool | str = True,
     walker: Walker | None = None,
 ) -> Lowered:
     """Passes and emission of ``ir``, in place."""
     if template is not None and key.machine:
         ir.schedule = plan(template, ir, key.machine, key.described)
-        if ir.schedule.specialise and not split:
-            notes = (*ir.schedule.notes, "not specialised: Triton loses this loop when it does")
+        if ir.schedule.specialise and split is not True:
+            why = split or "nobody asked"
+            notes = (*ir.schedule.notes, f"not specialised: {why}")
             # Through pointers: without warps of their own descriptors cost the consumers registers.
             ir.schedule = replace(ir.schedule, specialise=False, described=False, notes=notes)
     optimise(ir, poison, watch)

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import sympy
 
-from codegen.ir import Function, Op, Region, Type
+from codegen.ir import Function, Op, Region, Type, f32
 
 #: Triton's: a side of the block that one bulk copy moves.
 _MOST = 256
@@ -124,8 +124,11 @@ def _unspecialised(fn: Function, reasons: list[str], described: bool) -> str:
     if any(o.kind == "if" for o in fn.body.walk()):
         return "it branches at run time"
     body = loops[0].regions[0]
-    if not any(o.kind == "mma" for o in body.walk()):
+    products = [o for o in body.walk() if o.kind == "mma"]
+    if not products:
         return "Triton splits loops with a matrix product only"
+    if all(o.operands[0].type.dtype == f32 and o.attrs["precision"] == "ieee" for o in products):
+        return "its products are exact fp32, which is no matrix instruction's"
     pointers = [o for o in _loads(fn.body) if not o.attrs.get("described")]
     inside = set(map(id, body.walk()))
     if any(id(o) in inside for o in pointers):

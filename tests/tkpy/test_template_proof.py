@@ -36,7 +36,7 @@ def product(a: tk.Global["M K"], b: tk.Global["K N"], c: tk.Out["M N"]):
 def test_a_loop_that_would_be_lost_is_left_whole():
     asked = lower_for(linear_attention, Setting(), target="sm_100", split=True)
     assert asked.fn.schedule.specialise
-    assert not survives(asked, argument_types(asked.fn, asked.emitted.arguments))
+    assert not survives(asked)
     got = lower_for(linear_attention, Setting(), target="sm_100")
     assert not got.fn.schedule.specialise
     assert "not specialised: Triton loses this loop when it does" in got.fn.schedule.notes
@@ -57,7 +57,7 @@ def test_a_pipeline_is_checked_before_anything_is_compiled(monkeypatch):
         return replace(p, roles=(*p.roles[:-1], replace(role, body=body)))
 
     monkeypatch.setattr("tkpy.pipeline.of_kernel.derive", hasty)
-    monkeypatch.setattr(proof, "survives", lambda *_: pytest.fail("compiled before it was checked"))
+    monkeypatch.setattr(proof, "loss", lambda *_: pytest.fail("compiled before it was checked"))
     product._whole.clear()
     with pytest.raises(PipelineError, match="compute"):
         product.lower(key)

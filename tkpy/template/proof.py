@@ -2,8 +2,9 @@
 
 The pipeline is checked for races and deadlocks before anything is compiled. Then: Triton 3.7
 removes some loops that it is asked to specialise, on sm_90 with several products on a state for
-one: what it compiles without a word then stores nothing. So a specialised kernel is compiled once
-before it is used, and one that came out empty is scheduled anew, not specialised.
+one: what it compiles without a word then stores nothing. In others the consumers, who have four
+warps then, spill. So a specialised kernel is compiled once before it is used, and one that came out
+empty, or spills more than without, is scheduled anew, not specialised.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from codegen.aot import compile_source
+from codegen.aot import Compiled, ToolMissing, compile_source
+from codegen.inspect import spill_bytes
 from codegen.ir import Function
 
 STORES = re.compile(r"\b(st\.(?!shared|local|async\.shared)|red\.|atom\.|cp\.(async|reduce\.async)"
@@ -56,12 +59,40 @@ def whole(fn: Function, assembly: str) -> bool:
     return found and bool(STORES.search(assembly))
 
 
-def survives(lowered, types: dict[str, str]) -> bool:
+LOST = "Triton loses this loop when it does"
+SPILLS = "its registers spill when it is"
+
+
+def loss(lowered, unsplit: Callable[[str], Any]) -> str:
+    """Why ``lowered``, a specialised kernel, is better left whole, or nothing.
+
+    It is compiled and read back. Where it spills registers, so is ``unsplit(why)``, the same
+    kernel left whole, and the one that spills less is taken.
+    """
+    compiled = _compile(lowered)
+    if compiled is None or not whole(lowered.fn, compiled.assembly):
+        return LOST
+    spilled = _spilled(compiled)
+    if not spilled:
+        return ""
+    other = _compile(unsplit(SPILLS))
+    return SPILLS if other is not None and _spilled(other) < spilled else ""
+
+
+def survives(lowered) -> bool:
     """Compiles a specialised kernel and reads it back; False too where Triton gives up on it."""
+    compiled = _compile(lowered)
+    return compiled is not None and whole(lowered.fn, compiled.assembly)
+
+
+def _compile(lowered) -> Compiled | None:
+    from tkpy.ahead import argument_types
+
     schedule = lowered.fn.schedule
+    types = argument_types(lowered.fn, lowered.emitted.arguments)
     try:
         with _quiet():
-            compiled = compile_source(
+            return compile_source(
                 lowered.source,
                 lowered.emitted.name,
                 types,
@@ -72,8 +103,14 @@ def survives(lowered, types: dict[str, str]) -> bool:
                 attrs={name: 16 for name, t in types.items() if t.startswith("*")},
             )
     except Exception:  # whatever Triton raises here, it may not raise of the loop left whole
-        return False
-    return whole(lowered.fn, compiled.assembly)
+        return None
+
+
+def _spilled(compiled: Compiled) -> int:
+    try:
+        return spill_bytes(compiled.sass)
+    except ToolMissing:  # then nobody can tell
+        return 0
 
 
 @contextmanager

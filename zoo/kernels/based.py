@@ -12,6 +12,7 @@ the first row for the sum of the weights, the second for that of the weighted va
 import torch
 
 import tkpy as tk
+from zoo.kernels.chunked import begin, end
 
 
 @tk.function
@@ -34,18 +35,7 @@ def attend(q, k, v, t0, t1, t2, s0, s1, s2):
     return top / bottom, t1, t2, s0, s1, s2
 
 
-@tk.function
-def start(state, coord, *shape):
-    return tk.zeros(*shape) if state is None else tk.load(state, coord, shape)
-
-
-@tk.function
-def finish(state, x, coord):
-    if state is not None:
-        tk.store(state, x, coord)
-
-
-@tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8, num_stages=2)
+@tk.lcsf(where=["1 <= F", "F <= 32"], stages=2, consumer_warps=8, persistent=False)
 def based(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
@@ -79,22 +69,34 @@ def based(
     """
     side = 32 if tk.static("F") <= 16 else 16
     rows, width = chunk or side, cols or side
-    b, h, c = tk.grid("B", "H", tk.cdiv("V", width))
+    b, h, c = tk.tasks("B", "H", tk.cdiv("V", width))
     n0 = 0.0 if t0 is None else tk.load(t0, (b, h))
-    n1, n2 = start(t1, (b, h, 0), "F"), start(t2, (b, h, 0, 0), "F", "F")
-    m0, m1 = start(s0, (b, h, c), width), start(s1, (b, h, 0, c), "F", width)
-    m2 = start(s2, (b, h, 0, 0, c), ("F", "F"), width)
-    for i in tk.range(tk.cdiv("N", rows)):
+
+    def setup():
+        n1, n2 = begin(t1, (b, h, 0), "F"), begin(t2, (b, h, 0, 0), "F", "F")
+        m0, m1 = begin(s0, (b, h, c), width), begin(s1, (b, h, 0, c), "F", width)
+        return n1, n2, m0, m1, begin(s2, (b, h, 0, 0, c), ("F", "F"), width)
+
+    def load(i):
         qt, kt = tk.load(q, (b, h, i, 0), (rows, "F")), tk.load(k, (b, h, i, 0), (rows, "F"))
-        vt = tk.load(v, (b, h, i, c), (rows, width))
-        yt, n1, n2, m0, m1, m2 = attend(qt, kt, vt, n0 + i * rows, n1, n2, m0, m1, m2)
+        return qt, kt, tk.load(v, (b, h, i, c), (rows, width))
+
+    def compute(i, n1, n2, m0, m1, m2, qt, kt, vt):
+        yt, *after = attend(qt, kt, vt, n0 + i * rows, n1, n2, m0, m1, m2)
+        return *after, yt
+
+    def store(i, yt):
         tk.store(y, yt, (b, h, i, c))
-    finish(new_t0, n0 + tk.dim("N"), (b, h))
-    finish(new_t1, n1, (b, h, 0))
-    finish(new_t2, n2, (b, h, 0, 0))
-    finish(new_s0, m0, (b, h, c))
-    finish(new_s1, m1, (b, h, 0, c))
-    finish(new_s2, m2, (b, h, 0, 0, c))
+
+    def finish(n1, n2, m0, m1, m2):
+        end(new_t0, n0 + tk.dim("N"), (b, h))
+        end(new_t1, n1, (b, h, 0))
+        end(new_t2, n2, (b, h, 0, 0))
+        end(new_s0, m0, (b, h, c))
+        end(new_s1, m1, (b, h, 0, c))
+        end(new_s2, m2, (b, h, 0, 0, c))
+
+    tk.run(tk.cdiv("N", rows), setup, load, compute, store, finish)
 
 
 @tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8)
