@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
@@ -207,9 +208,14 @@ def argument_types(fn: Function, arguments: tuple[str, ...]) -> dict[str, str]:
 
 
 def choose_sizes(
-    signature: Signature, given: Mapping[str, int], constants: Mapping[str, object]
+    signature: Signature,
+    given: Mapping[str, int],
+    constants: Mapping[str, object],
+    tried: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """A size for every named dimension, such that the preconditions over sizes hold.
+
+    ``tried``: sizes to try for a dimension, in this order, instead of SIZES.
 
     Raises SettingError where those given break one, or where none of SIZES fits.
     """
@@ -225,7 +231,7 @@ def choose_sizes(
             return None
         if not rest:
             return values
-        for size in SIZES:
+        for size in tried.get(rest[0], SIZES):
             if next(tries, None) is None:
                 return None
             found = settle(rest[1:], {**values, rest[0]: size})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import tkpy as tk
-from tkpy.ahead import Setting, argument_types, compile_lowered, key_of, lower_for
+from tkpy.ahead import Setting, compile_lowered, key_of, lower_for
 from tkpy.pipeline import derive
 from tkpy.pipeline.events import Wait
 from tkpy.pipeline.model import PipelineError

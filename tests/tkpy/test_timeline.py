@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tkpy.ahead import Setting
 from tkpy.cli import app
+from tkpy.cli.find import find
+from tkpy.cli.timeline import worth_drawing
 from tkpy.pipeline.derive import lcf, lcsf
 from tkpy.pipeline.device import DEVICES, Device, device
 from tkpy.pipeline.events import (
@@ -299,3 +302,17 @@ def ragged(x: tk.Global["N D"], many: tk.Global["S", tk.i32], y: tk.Out["S D"]):
     for args in (("timeline", name, "S=3"), ("cost", name, "--device", "h100")):
         out = run(*args, "-o", tmp_path / "p")
         assert out.exit_code == 1 and "known to the running kernel only" in out.output
+
+
+@pytest.mark.parametrize("name, known, sizes", [
+    ("gemm", {}, {"M": 4096, "N": 4096, "K": 4096}),
+    ("gemm", {"K": 48}, {"M": 4096, "N": 4096, "K": 48}),
+    ("attention", {}, {"B": 16, "H": 16, "G": 16, "N": 4096, "M": 4096, "D": 64}),
+    ("attention", {"H": 6}, {"H": 6, "G": 2}),
+    ("rotary", {}, {"B": 16, "H": 16, "N": 4096, "D": 64}),
+    ("softmax", {}, {"M": 4096, "N": 1024}),
+])  # fmt: skip
+def test_sizes_nobody_gave_are_a_real_problem(name, known, sizes):
+    kernel = find(name).kernel
+    chosen = worth_drawing(kernel, Setting(sizes=known))
+    assert chosen | sizes == chosen and set(chosen) == {d.name for d in kernel.signature.dims}

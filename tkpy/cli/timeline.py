@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -13,8 +14,9 @@ from rich.table import Table
 
 from codegen.cost import KINDS, Cost, RunTime, evaluate
 from codegen.cost import cost as count
-from codegen.expr import text
-from tkpy.ahead import Setting, call_of
+from codegen.expr import FloorDiv, text
+from codegen.writer import rows_long
+from tkpy.ahead import SIZES, Setting, call_of, choose_sizes, lower_for
 from tkpy.cli.app import NotFound
 from tkpy.cli.find import find
 from tkpy.cli.options import AsJson, Dtype, DtypeName, KernelName, setting
@@ -47,6 +49,37 @@ _SAYS = {
 }
 
 
+#: Sizes of a problem worth a picture, and smaller ones where preconditions ask for them: of a
+#: dimension that tiles walk over, of one counted singly (batch, heads), of a matrix' rows.
+_WALKED, _COUNTED, _ROW = (4096, 2048, 1024, 512, 256, *SIZES), (16, 8, 4, 2, 1), (1024, *SIZES)
+
+
+def worth_drawing(kernel: Kernel, chosen: Setting) -> dict[str, int]:
+    """Sizes for all dimensions: those given, and others as a real problem would have them.
+
+    The innermost dimension of a tensor with heads is the size of a head, a usual tile side.
+    """
+    given = {p.name: p.default for p in kernel.signature.constants} | dict(chosen.constants)
+    fn = lower_for(kernel, chosen, device="cpu").fn
+    bounds = [number for _, number in fn.grid]
+    bounds += [op.attrs["stop"] for op in fn.body.walk() if op.kind == "for"]
+    walked = {s.name for e in bounds for d in e.atoms(FloorDiv) for s in d.free_symbols}
+    free = {s.name for s in fn.dims}
+    specs = [p.spec for p in kernel.signature.settled(dict(given)).tensors]
+    outer = {x.name for s in specs for d in s.dims[:-1] for x in d.free_symbols}
+    heads = rows_long((s.role, s.dims) for s in specs if len(s.dims) > 2) - outer
+    rows = rows_long((s.role, s.dims) for s in specs) - heads - outer
+    tried = {
+        d.name: SIZES if d.name in heads
+        else _WALKED if d.name in walked
+        else _COUNTED if d.name in free
+        else _ROW if d.name in rows
+        else SIZES
+        for d in kernel.signature.dims
+    }  # fmt: skip
+    return choose_sizes(kernel.signature, chosen.sizes, given, tried)
+
+
 def given(kernel: Kernel, dtype: Dtype, values: Sequence[str] | None):
     """The setting that ``NAME=VALUE`` texts describe, and sizes for all dimensions."""
     sizes, constants = [], []
@@ -76,7 +109,8 @@ def timeline(
     """Simulate a kernel's pipeline on a device, check it, and draw it.
 
     One lane for each role and each stage; hatched where a role waits. Without -o the picture is
-    KERNEL-DEVICE.png and .svg here.
+    KERNEL-DEVICE.png and .svg here. A dimension without a value gets one as in a real problem:
+    4096 where tiles walk over it, 16 where it counts batches or heads, 64 for a head's own size.
     """
     from tkpy.pipeline.check import verify
     from tkpy.pipeline.picture import draw
@@ -84,7 +118,9 @@ def timeline(
 
     found = find(kernel).kernel
     machine = device(device_name)
-    chosen, sizes = given(found, dtype, values)
+    chosen, _ = given(found, dtype, values)
+    sizes = worth_drawing(found, chosen)
+    chosen = replace(chosen, sizes=sizes)
     try:
         planned = plan(found, machine, sizes, chosen)
     except RunTime as e:
@@ -93,7 +129,7 @@ def timeline(
     result = estimate(planned, machine)
     line = result.timeline
     peak = machine.products(planned.dtype) / machine.share
-    facts = {
+    facts: dict[str, Any] = {
         "kernel": found.name,
         "device": machine.name,
         "sizes": sizes,
