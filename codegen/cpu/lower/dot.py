@@ -19,6 +19,8 @@ from codegen.cpu.lower.packing import (
     pack,
     pack_panel,
     pack_rows,
+    pack_turned,
+    turns,
 )
 from codegen.cpu.lower.tensor import (
     ZERO,
@@ -193,6 +195,8 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         width = e.features.width
         if along == 1 and elem in ("f32", "i32") and not native and k >= width and m >= mr > 1:
             a = pack_rows(low, a, mr, m_stop, a_stop)
+        elif native and turns(e, a, along):
+            a = pack_turned(low, a, m_stop, a_stop)
         else:
             packed = low.alloc(a.type, (1, 0) if along == 0 and not native else None)
             with nest(e):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
-from codegen.cpu import strips
+from codegen.cpu import floats, strips
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import (
     alias,
@@ -238,6 +238,8 @@ class Lowering:
         ):
             inputs.append(divide.reciprocal(inputs[1]))
             out = Map(ty, op.name, divide.divide, inputs, heavy)
+        elif op.name == "arith.truncf" and keep.multiplied(self, op, inputs[0].type):
+            out = Map(ty, op.name, lambda e, v: floats.host_bf16(e, [v]), inputs, heavy)
         else:
             out = Map(ty, op.name, lambda e, *vals: fn(e, op, *vals), inputs, heavy)
         out.word = op.words[0] if op.words else ""

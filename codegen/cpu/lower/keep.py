@@ -34,12 +34,22 @@ def reduced(low, op: Op, t: Tensor, name: str, users: list[Op]) -> Tee | None:
 
 def multiplied(low, narrow: Op, ty: Type) -> bool:
     """Is a conversion to bf16 read by the host's own products only?"""
-    out, users = narrow.result_types[0], low.uses.of(narrow.results[0])
+    out = narrow.result_types[0]
     if out.elem != "bf16" or ty.elem != "f32" or len(ty.shape) != 2 or ty.shape[1] % 16:
         return False
     if "rtz" in narrow.attrs.get("rounding", "") + " ".join(w or "" for w in narrow.words):
         return False
-    return bool(users) and all(dot.by_host(low, u) for u in users)
+    pending, ends = [narrow.results[0]], 0
+    while pending:
+        name = pending.pop()
+        for u in low.uses.of(name):
+            if u.name == "tt.trans" or (u.name == "arith.select" and name != u.operands[0]):
+                pending += u.results
+            elif dot.by_host(low, u) and name in u.operands[:2]:
+                ends += 1
+            else:
+                return False
+    return ends > 0
 
 
 def spent(low, name: str, ty: Type) -> Buffer | None:
