@@ -74,7 +74,7 @@ def dot(low, op: Op) -> None:
     if len(ty.shape) == 3:
         _batched(low, a, b, c, out)
     else:
-        if isinstance(b, Packed):  # the strips' loop knows which rows matter
+        if op.block.parent is not None and op.block.parent.name == "strip.for":  # knows its rows
             m, n = None, *prefix.seen(low, op.results[0], (1,))
         else:
             m, n = prefix.seen(low, op.results[0], (0, 1))
@@ -125,7 +125,8 @@ def _batched(low, a, b, c, out: Buffer) -> None:
 
 def _inner(low, a: Tensor, b: Tensor) -> Val | None:
     """The inner index from which on both operands are zero."""
-    left, right = prefix.nonzero(low, a, 1), prefix.nonzero(low, b, 0)
+    left = prefix.nonzero(low, a, 1)
+    right = b.rows if isinstance(b, Packed) else prefix.nonzero(low, b, 0)
     return None if left is None or right is None else prefix.larger(low.e, left, right)
 
 
@@ -158,7 +159,8 @@ class Packed(Tensor):
 
     def __init__(self, src: Tensor, panel: Panel) -> None:
         super().__init__(src.type)
-        self.src, self.panel, self.inputs = src, panel, (src,)
+        self.panel, self.inputs = panel, (src,)
+        self.rows: Val | None = None  # beyond which all are zero
 
 
 def packed(low, b: Tensor, left: str, acc: str, m: int) -> Packed:
@@ -168,7 +170,9 @@ def packed(low, b: Tensor, left: str, acc: str, m: int) -> Packed:
     ty = Type(plan.panel_elem, (plan.rows, n), True)
     panel = Panel(ty, low.alloc(ty).base, plan.nr)
     pack(low, b if plan.native else _widen(b, plan.elem), panel, plan.native)
-    return Packed(b, panel)
+    out = Packed(b, panel)
+    out.rows = prefix.nonzero(low, b, 0)
+    return out
 
 
 def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:

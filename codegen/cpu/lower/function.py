@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
-from codegen.cpu import floats, strips
+from codegen.cpu import floats, packs, strips
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import (
     alias,
@@ -374,8 +374,9 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
     low.check = check
     low.func = func
     low.uses = low.own_uses = Uses(func)
-    if not check and strips.apply(func, low.uses):
-        low.uses = low.own_uses = Uses(func)
+    for done in () if check else (strips, packs):
+        if done.apply(func, low.uses):
+            low.uses = low.own_uses = Uses(func)
     entry = func.body.entry
     for k, (name, ty) in enumerate(zip(entry.args, entry.arg_types, strict=True)):
         if ty.elem not in LLVM:
