@@ -72,12 +72,15 @@ class Backward:
         constants: compile-time constants that it is derived with instead of those of the call,
             such as tile sizes of its own.
         attached: a backward written by hand, or None.
+        joint: gradients that share a loop nest come out of one program; None lets the device
+            decide: yes on a CPU, no where many programs are wanted.
     """
 
     def __init__(self, kernel: Kernel, constants: Mapping[str, object] | None = None):
         self.kernel = kernel
         self.constants = dict(constants or {})
         self.attached: Callable | None = None
+        self.joint: bool | None = None
         self._compiled: dict[tuple, Compiled] = {}
 
     def __repr__(self) -> str:
@@ -208,10 +211,12 @@ class Backward:
         call = replace(call, constants={**call.constants, **self._own(call)})
         while True:
             key = self._key(call)
-            slot = (key, repr(key.constants), wrt, given, deterministic, executor(call.device))
+            joint = self._joint(call.device)
+            how = (wrt, given, deterministic, joint)
+            slot = (key, repr(key.constants), how, executor(call.device))
             try:
                 if slot not in self._compiled:
-                    self._compiled[slot] = self._load(key, wrt, given, deterministic, call.device)
+                    self._compiled[slot] = self._load(key, how, call.device)
                 return self._compiled[slot], call
             except NeedStatic as need:
                 self.kernel._widen(key, need)
@@ -226,11 +231,15 @@ class Backward:
         """The variant of the kernel that the backward of ``call`` is derived from."""
         return self._key(replace(call, constants={**call.constants, **self._own(call)}))
 
-    def _load(self, key, wrt, given, deterministic, device) -> Compiled:
-        what = f"backward {wrt} {given} {deterministic}"
+    def _joint(self, device: torch.device) -> bool:
+        """A CPU has few processors and keeps partial sums in its caches."""
+        return device.type == "cpu" if self.joint is None else self.joint
+
+    def _load(self, key: VariantKey, how: tuple, device: torch.device) -> Compiled:
+        what = f"backward {how}"
 
         def make():
-            made = self.derive(key, wrt, given, deterministic)
+            made = self.derive(key, *how)
             return _entry(made), made.forward
 
         entry = self.kernel._store.derived(what, key, make)
@@ -245,13 +254,14 @@ class Backward:
         wrt: Sequence[str],
         given: Sequence[str],
         deterministic: bool = True,
+        joint: bool = False,
         poison: bool = False,
     ) -> Differentiated:
         """Tile IR and Triton source of the backward of one variant."""
         k = self.kernel
         return differentiate(
             k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
-            k.template, deterministic, poison,
+            k.template, deterministic, joint, poison,
         )  # fmt: skip
 
 

@@ -152,6 +152,7 @@ def differentiate(
     num_stages: int = 3,
     template: Template | None = None,
     deterministic: bool = True,
+    joint: bool = False,
     poison: bool = False,
 ) -> Differentiated:
     """The backward of one variant with respect to ``wrt``, from the cotangents of ``given``.
@@ -183,7 +184,7 @@ def derivation_of(
     ir, walker = _walk(fn, signature, key, template)
     prepare(ir)
     try:
-        derivation = derive(ir, wrt, given, deterministic)
+        derivation = derive(ir, wrt, given, deterministic, joint)
     except (NoGradient, IRError) as e:
         loc = e.op.loc if isinstance(e, NoGradient) and e.op is not None else ir.loc
         fix = f"\n  fix: {e.fix}" if e.fix else ""

@@ -43,9 +43,41 @@ class Emit:
         return self.value("const", value=x, dtype=dtype)
 
     def map(self, kind: str, *operands: Value | float) -> Value:
-        """An elementwise operation; Python numbers become literals."""
+        """An elementwise operation; Python numbers become literals.
+
+        A product by a number stays outermost, so that those of a chain become one.
+        """
+        if kind == "mul":
+            scale, rest = 1.0, []
+            for v in operands:
+                factor, inner = self._scaled(v)
+                scale *= factor
+                rest += inner
+            if scale != 1.0 and rest:
+                plain = rest[0] if len(rest) == 1 else self.value("mul", *rest)
+                return self.value("mul", plain, self.number(scale))
         values = [v if isinstance(v, Value) else self.number(v) for v in operands]
         return self.value(kind, *values)
+
+    def _scaled(self, v: Value | float) -> tuple[float, list[Value]]:
+        """(number, what is left) of a product by a number."""
+        if not isinstance(v, Value):
+            return v, []
+        if v.op is None or v.type.dtype != f32:
+            return 1.0, [v]
+        if v.op.kind == "const":
+            return v.op.attrs["value"], []  # type: ignore[return-value]
+        if v.op.kind == "retype":
+            factor, inner = self._scaled(v.op.operands[0])
+            if factor != 1.0 and inner:
+                return factor, [self.value("retype", inner[0], **v.op.attrs)]
+        if v.op.kind == "mul":
+            (a, x), (b, y) = (_number(o) for o in v.op.operands)
+            if x is None and y is not None:
+                return a, [y]
+            if y is None and x is not None:
+                return b, [x]
+        return 1.0, [v]
 
     def wide(self, v: Value) -> Value:
         """``v`` in fp32."""
@@ -120,6 +152,11 @@ class Emit:
             ops.pop()
             return self.op("mma", [*made.operands, a], made.attrs).result
         return self.map("add", a, b)
+
+
+def _number(v: Value) -> tuple[float, Value | None]:
+    constant = v.op is not None and v.op.kind == "const"
+    return (v.op.attrs["value"], None) if constant else (1.0, v)  # type: ignore
 
 
 def _pairs(a: Type, b: Type) -> Iterator[tuple[Axis, Axis]]:

@@ -55,6 +55,9 @@ def owner(fn: Function, access: Op) -> Owner:
             if e.free_symbols & out.dynamic:
                 continue  # what is loaded may be any number
             free = (e.free_symbols & set(symbols)) - out.determined - set(out.quotients)
+            if len(free) == 2 and side == 1 and _digits(e, free, fn):
+                out.determined |= free
+                progress = True
             if len(free) != 1:
                 continue
             (s,) = free
@@ -76,6 +79,20 @@ def owner(fn: Function, access: Op) -> Owner:
                     progress = True
     out.shared = [s for s in symbols if s not in out.determined and s not in out.quotients]
     return out
+
+
+def _digits(e: Expr, pair: set[Symbol], fn: Function) -> bool:
+    """Is ``e`` ``a x + y`` with ``0 <= y < a``, which tells both?"""
+    for x in pair:
+        (y,) = pair - {x}
+        slope = e.coeff(x, 1)
+        rest = sympy.expand(e - slope * x - y)
+        low, high = fn.facts.ranges.get(y, (None, None))
+        if slope == 0 or rest.free_symbols & pair or low != 0 or high is None:
+            continue
+        if sympy.expand(high + 1 - slope) == 0:
+            return True
+    return False
 
 
 def _steps(e: Expr, s: Symbol, side: int) -> bool:

@@ -37,6 +37,10 @@ PREPARATION = (
 )
 
 
+#: How many programs a joint backward is cut into, where it has not as many by itself.
+PROGRAMS = 8
+
+
 @dataclass
 class Piece:
     """One program of a backward, and the gradients that it writes."""
@@ -71,9 +75,16 @@ def prepare(fn: Function) -> Function:
 
 
 def derive(
-    fn: Function, wrt: Iterable[str], given: Iterable[str], deterministic: bool = True
+    fn: Function,
+    wrt: Iterable[str],
+    given: Iterable[str],
+    deterministic: bool = True,
+    joint: bool = False,
 ) -> Derivation:
     """The backward of ``fn``, a prepared kernel, for the inputs ``wrt`` from the outputs ``given``.
+
+    With ``joint`` a loop nest that is turned for some gradients computes the others too, each of
+    its programs a partial sum: what they have in common is made once, but few programs remain.
 
     Raises:
         NoGradient: if a gradient would have to flow through what has none.
@@ -83,7 +94,7 @@ def derive(
     _check_stores(fn, given)
     saver = _Saver(fn)
     dtypes = {p.name: p.dtype for p in fn.params}
-    turned = _turned(fn, wrt, given, saver) if deterministic else []
+    turned = _turned(fn, wrt, given, saver, joint) if deterministic else []
     done = {g.name for piece in turned for g in piece.gradients}
     pieces: list[Piece] = []
     rest = [n for n in wrt if n not in done]
@@ -141,7 +152,9 @@ def _check_stores(fn: Function, given: list[str]) -> None:
                     )
 
 
-def _turned(fn: Function, wrt: list[str], given: list[str], saver: _Saver) -> list[Piece]:
+def _turned(
+    fn: Function, wrt: list[str], given: list[str], saver: _Saver, joint: bool
+) -> list[Piece]:
     """Programs for those gradients that the loop nest can be turned for."""
     whole = Reverse(fn, wrt, given, "whole")
     whole.run()
@@ -155,35 +168,43 @@ def _turned(fn: Function, wrt: list[str], given: list[str], saver: _Saver) -> li
         groups.setdefault(key, []).append(name)
     out = []
     for names in groups.values():
-        piece = _turn_one(fn, names, given, saver)
-        if piece is not None:
-            out += piece
+        piece = None
+        if joint and len(groups) == 1:
+            piece = _turn_one(fn, names, wrt, given, saver)
+        if piece is None:
+            piece = _turn_one(fn, names, names, given, saver)
+        out += piece or []
     return out
 
 
 def _turn_one(
-    fn: Function, names: list[str], given: list[str], saver: _Saver
+    fn: Function, names: list[str], wrt: list[str], given: list[str], saver: _Saver
 ) -> list[Piece] | None:
-    tag = "_".join(names)
-    reverse = Reverse(fn, names, given, f"{fn.name}_backward_{tag}")
+    """Programs that compute ``wrt``, with the loop nest turned for ``names``."""
+    joint = len(wrt) > len(names)
+    tag = "" if joint else "_" + "_".join(names)
+    reverse = Reverse(fn, wrt, given, f"{fn.name}_backward{tag}", joint)
     reverse.run()
-    stores = [s for s, _ in reverse.sites]
+    mine = {f"d_{n}" for n in names}
+    stores = [s for s, _ in reverse.sites if s.attrs["param"] in mine]
     loop = turnable(reverse.fn, stores) if stores else None
     if loop is None:
         forward = _only_forward(reverse)
         if not forward:
             return None
     saver.save(reverse)
+    hoist_invariant(reverse.fn)
+    clean(reverse.fn)
     loop = turnable(reverse.fn, stores)
     if loop is None:
         return None
-    made = turn(reverse.fn, reverse.sites, loop, reverse.fn.name)
+    made = turn(reverse.fn, stores, reverse.sites, loop, reverse.fn.name)
     dtypes = {p.name: p.dtype for p in fn.params}
     pieces = [Piece(made.before)] if made.before is not None else []
     clean(made.fn)
     alive = {id(op) for op in made.fn.body.walk()}
     sites = [(s, load) for s, load in made.sites if id(s) in alive]
-    return [*pieces, Piece(made.fn, settle(made.fn, sites, dtypes))]
+    return [*pieces, Piece(made.fn, settle(made.fn, sites, dtypes, True, PROGRAMS))]
 
 
 def _only_forward(reverse: Reverse) -> bool:

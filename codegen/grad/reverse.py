@@ -98,9 +98,20 @@ class Reverse:
             tensor in ``wrt``, and scratch memory of role "inout".
         sites: the stores that hold gradients, with the loads that they belong to.
         sums: accumulators of loops, whose order does not matter.
+
+    With ``scatter`` a tile that was loaded before a loop gets its gradient from every iteration
+    by itself instead of from their sum, so that iterations have nothing in common.
     """
 
-    def __init__(self, forward: Function, wrt: Iterable[str], given: Iterable[str], name: str):
+    def __init__(
+        self,
+        forward: Function,
+        wrt: Iterable[str],
+        given: Iterable[str],
+        name: str,
+        scatter: bool = False,
+    ):
+        self.scatter = scatter
         self.forward, self.wrt, self.given = forward, frozenset(wrt), frozenset(given)
         self.active = active_values(forward, self.wrt)
         self.fn = _frame(forward, name, self.wrt, self.given)
@@ -278,6 +289,8 @@ class Reverse:
         gs = [scope.adjoints.pop(v, None) for v in op.results]
         if not any(g is not None for g in gs) and not _seeded(body, self.given, self.active):
             return
+        direct = [v for v in outer if self.scatter and _loaded(v, self.wrt)]
+        outer = [v for v in outer if v not in direct]
         wide = [body.args[k].type.like(dtype=f32) for k in carries]
         starts = [
             self.emit.full(t, 0.0) if (g := gs[k]) is None else self.emit.shaped(g, t)
@@ -324,6 +337,9 @@ class Reverse:
                     inner.adjoints.get(v), self.emit.shaped(g, v.type)
                 )
             self._backwards(body.ops[:-1], inner)
+            for v in direct:
+                if v in inner.adjoints:
+                    self._contribute(v.op, inner.adjoints[v])  # type: ignore[arg-type]
             out = []
             for k, t in zip(carries, wide, strict=True):
                 g = inner.adjoints.get(body.args[k])
@@ -450,6 +466,10 @@ def most(e: Expr, fn: Function) -> Expr:
         if s in e.free_symbols:
             e = Max(e.subs(s, 0), e.subs(s, count - 1))
     return e
+
+
+def _loaded(v: Value, wrt: frozenset[str]) -> bool:
+    return v.op is not None and v.op.kind == "load" and v.op.attrs["param"] in wrt
 
 
 def _outside(region: Region, active: set[Value]) -> list[Value]:

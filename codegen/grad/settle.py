@@ -19,7 +19,7 @@ from codegen.grad.emit import Emit
 from codegen.grad.own import Owner, covers, disputed, owner
 from codegen.ir import DType, Function, Op, Region, Value, f32
 
-#: Runs of programs, each with a partial sum.
+#: The most partial sums that a gradient is added up from.
 PARTS = 32
 
 
@@ -41,8 +41,12 @@ def settle(
     sites: list[tuple[Op, Op]],
     dtypes: Mapping[str, DType],
     deterministic: bool = True,
+    programs: int = 0,
 ) -> list[Gradient]:
-    """Rewrites the gradient stores of ``fn`` in place; says how each gradient is to be read."""
+    """Rewrites the gradient stores of ``fn`` in place; says how each gradient is to be read.
+
+    ``programs``: of partial sums only as many are made as it takes to have so many programs.
+    """
     by_name: dict[str, list[Op]] = {}
     for store, _ in sites:
         by_name.setdefault(store.attrs["param"].removeprefix("d_"), []).append(store)
@@ -82,7 +86,7 @@ def settle(
                 _add_in_memory(fn, s)
             out.append(Gradient(name, 0, True))
     if partial:
-        out += _partial(fn, {n: by_name[n] for n in partial}, shared, owners)
+        out += _partial(fn, {n: by_name[n] for n in partial}, shared, owners, programs)
     return out
 
 
@@ -109,7 +113,12 @@ def _add_in_memory(fn: Function, store: Op) -> None:
     emit.op("barrier")
     there = emit.op("load", [], dict(store.attrs)).result
     v = store.operands[0]
-    total = emit.map("add", emit.shaped(there, v.type) if v.type.rank else there, v)
+    made = v.op
+    if made is not None and made.kind == "mma" and len(made.operands) == 2:
+        inner = emit.shaped(there, made.result.type)
+        total = emit.op("mma", [*made.operands, inner], made.attrs).result
+    else:
+        total = emit.map("add", emit.shaped(there, v.type) if v.type.rank else there, v)
     store.operands = [total]
     region.ops = [*region.ops[:at], *emit.regions[0].ops, *region.ops[at:]]
 
@@ -136,6 +145,7 @@ def _partial(
     stores: dict[str, list[Op]],
     shared: dict[str, list[Symbol]],
     owners: dict[int, Owner],
+    programs: int,
 ) -> list[Gradient]:
     """A run of values of one program id becomes one program, which adds up in order."""
     common = [s for s, _ in fn.grid if all(s in shared[n] for n in stores)]
@@ -151,7 +161,11 @@ def _partial(
     length, runs = sympy.Integer(1), sympy.Integer(1)
     if walked is not None:
         # No programs, no runs: a length of zero would divide by it.
-        length = Max(cdiv(counts[walked], PARTS), 1)
+        most: Expr = sympy.Integer(PARTS)
+        if programs:
+            others = sympy.Mul(*(c for s, c in fn.grid if s != walked))
+            most = Min(PARTS, FloorDiv(programs - 1, Max(others, 1)) + 1)
+        length = Max(cdiv(counts[walked], most), 1)
         runs = FloorDiv(counts[walked] + length - 1, length)
     for name, mine in stores.items():
         p = fn.param(f"d_{name}")

@@ -7,7 +7,7 @@
 
 Iterations of the loop over j must not depend on each other. What stands before that loop is made
 again in every pass; vectors that take a reduction to make are made once, by a program that runs
-before, and read.
+before, and read; tiles that arithmetic makes of what was loaded, likewise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Turned:
 
 
 def turnable(fn: Function, stores: list[Op]) -> Op | None:
-    """The loop that every one of ``stores`` can be turned out of, or None."""
+    """The loop that every one of ``stores`` can be turned out of, or None.
+
+    Other stores inside that loop stay where they are.
+    """
     top = [op for op in fn.body.ops if op.kind in ("for", "if") or not TABLE[op.kind].pure]
     loops = [op for op in top if op.kind == "for"]
     if len(loops) != 1 or any(op.kind not in ("for", "yield") for op in top):
@@ -60,8 +63,8 @@ def turnable(fn: Function, stores: list[Op]) -> Op | None:
     return None if loop.results else loop
 
 
-def turn(fn: Function, sites: list[tuple[Op, Op]], loop: Op, name: str) -> Turned:
-    stores = [s for s, _ in sites]
+def turn(fn: Function, stores: list[Op], sites: list[tuple[Op, Op]], loop: Op, name: str) -> Turned:
+    """``fn`` with ``loop`` as its grid; ``sites`` are ``stores`` and those that stay inside."""
     who = owner(fn, stores[0])
     before, memory = _cut(fn, loop, name)
     out = Function(name, list(fn.params), list(fn.dims), wide=fn.wide, aligned=fn.aligned)
@@ -152,8 +155,17 @@ def turn(fn: Function, sites: list[tuple[Op, Op]], loop: Op, name: str) -> Turne
         attrs = {k: copy.attr(v) for k, v in s.attrs.items()}
         new_sites.append((emit.op("store", [value], attrs), made[id(s)]))
     emit.op("yield")
-    new_sites += [(copy.stores[id(s)], made[id(s)]) for s in stores if id(s) in copy.stores]
+    new_sites += [(copy.stores[id(s)], load) for s, load in sites if id(s) in copy.stores]
     return Turned(before, out, new_sites, memory)
+
+
+#: Operations that cost nothing: what they make is made again.
+_PLAIN = ("full", "splat", "retype", "broadcast", "const", "transpose", "argument")
+
+
+def _made_of_tiles(op: Op) -> bool:
+    """A tile that arithmetic has made of others: read once, not made again in every pass."""
+    return op.result.type.rank == 2 and op.kind != "load"
 
 
 def _groups(fn, stores, s, share, groups, count) -> Expr:
@@ -318,11 +330,15 @@ def _cut(fn: Function, loop: Op, name: str) -> tuple[Function | None, list[Param
             break
         if op.kind in ("reduce", "mma", "for", "scan") or set(op.operands) & dear:
             dear |= set(op.results)
+    for op in reversed(fn.body.ops):
+        if op.kind in _PLAIN and set(op.results) & used:
+            used |= set(op.operands)
     wanted = [
         v
         for op in fn.body.ops
         for v in op.results
-        if v in dear and v in used and v.type.rank <= 1 and v.type.dtype.is_float
+        if v in used and v.type.dtype.is_float and op.kind not in _PLAIN
+        if (v in dear and v.type.rank <= 1) or _made_of_tiles(op)
     ]
     if not wanted:
         return None, []

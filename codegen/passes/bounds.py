@@ -9,7 +9,7 @@ from __future__ import annotations
 import sympy
 
 from codegen.expr import And, Expr, Facts
-from codegen.ir import Function, Op, Region, Type, Value, trip_facts
+from codegen.ir import Axis, Function, Op, Region, Type, Value, f32, trip_facts
 from codegen.ops.mask import COL, ROW
 from codegen.rewrite import reinfer, replace_uses, simplify_bounds
 
@@ -35,6 +35,8 @@ def _visit(fn: Function, region: Region, facts: Facts, replaced: dict[Value, Val
                 op.operands[0].hint = op.result.hint
             continue
         kept.append(op)
+        for name in _AXES.get(op.kind, ()):
+            op.attrs[name] = _clean_axes(op.attrs[name], facts)
         inner = trip_facts(op, facts) if op.kind == "for" else facts
         for r in op.regions:
             for arg in r.args:
@@ -61,6 +63,16 @@ def _drop_fills(region: Region, replaced: dict[Value, Value]) -> bool:
 
 def _nothing_dead(op: Op) -> bool:
     return all(op.operands[0].type.axes[a].full for a in op.attrs["axes"])
+
+
+#: Attributes that state extents.
+_AXES = {"full": ("axes",), "splat": ("axes",), "retype": ("axes",), "broadcast": ("across",)}
+
+
+def _clean_axes(stated, facts: Facts):
+    if isinstance(stated, Axis):
+        return _clean(Type(f32, (stated,)), facts).axes[0]
+    return _clean(Type(f32, stated), facts).axes
 
 
 def _clean(type_: Type, facts: Facts) -> Type:
