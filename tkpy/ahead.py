@@ -154,7 +154,8 @@ def backward_for(
 
     Raises CompileError where the kernel has no derivative, and as ``call_of`` does.
     """
-    return kernel.backward.derive(*backward_of(kernel, setting, device, target))
+    joint = kernel.backward._joint(torch.device(device))
+    return kernel.backward.derive(*backward_of(kernel, setting, device, target), joint=joint)
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:

@@ -239,7 +239,7 @@ class Backward:
         what = f"backward {how}"
 
         def make():
-            made = self.derive(key, *how)
+            made = self.derive(key, *how[:3], joint=how[3])
             return _entry(made), made.forward
 
         entry = self.kernel._store.derived(what, key, make)
@@ -254,14 +254,14 @@ class Backward:
         wrt: Sequence[str],
         given: Sequence[str],
         deterministic: bool = True,
-        joint: bool = False,
         poison: bool = False,
+        joint: bool = False,
     ) -> Differentiated:
         """Tile IR and Triton source of the backward of one variant."""
         k = self.kernel
         return differentiate(
             k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
-            k.template, deterministic, joint, poison,
+            k.template, deterministic, poison, joint,
         )  # fmt: skip
 
 

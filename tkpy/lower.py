@@ -152,8 +152,8 @@ def differentiate(
     num_stages: int = 3,
     template: Template | None = None,
     deterministic: bool = True,
-    joint: bool = False,
     poison: bool = False,
+    joint: bool = False,
 ) -> Differentiated:
     """The backward of one variant with respect to ``wrt``, from the cotangents of ``given``.
 
@@ -161,7 +161,9 @@ def differentiate(
         CompileError: if the kernel is not legal, or no gradient flows through what it is made of;
             with the line of the kernel and what to do instead.
     """
-    derivation, walker = derivation_of(fn, signature, key, wrt, given, template, deterministic)
+    derivation, walker = derivation_of(
+        fn, signature, key, wrt, given, template, deterministic, joint
+    )
     ir = derivation.forward
     forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
     pieces = [
@@ -179,6 +181,7 @@ def derivation_of(
     given: tuple[str, ...],
     template: Template | None = None,
     deterministic: bool = True,
+    joint: bool = False,
 ) -> tuple[Derivation, Walker]:
     """The tile IR of a backward before any pass, and the walk that it came from; as above."""
     ir, walker = _walk(fn, signature, key, template)

@@ -29,8 +29,8 @@ from tkpy.testing.run import ReferenceRaised, Runner, _double, _in_parts
 class Poisoned(Backward):
     """A backward that holds NaN in every dead element of every tile."""
 
-    def _load(self, key, wrt, given, deterministic, device) -> Compiled:
-        entry = _entry(self.derive(key, wrt, given, deterministic, poison=True))
+    def _load(self, key, how, device) -> Compiled:
+        entry = _entry(self.derive(key, *how[:3], poison=True, joint=how[3]))
         programs = [_program(p) for p in entry["programs"]]
         saved = tuple(Tensor(**t) for t in entry["saved"])
         launches = tuple(launcher(p.source, p.name, device) for p in programs)
