@@ -90,6 +90,11 @@ def _emit(e, op: Op) -> Text:
     return f"tl.dot({', '.join(parts)})", ATOM
 
 
+def exact(op: Op) -> bool:
+    """True for a product of exact fp32, which no matrix instruction computes."""
+    return op.kind == "mma" and op.operands[0].type.dtype == f32 and op.attrs["precision"] == "ieee"
+
+
 def _numpy(op: Op, a, b, c=None):
     product = (a.T if op.attrs["ta"] else a) @ (b.T if op.attrs["tb"] else b)
     return product if c is None else np.asarray(c) + product

@@ -16,7 +16,8 @@ from dataclasses import replace
 
 import sympy
 
-from codegen.ir import Function, Op, Region, Type, f32
+from codegen.ir import Function, Op, Region, Type
+from codegen.ops.mma import exact
 
 #: Triton's: a side of the block that one bulk copy moves.
 _MOST = 256
@@ -127,7 +128,7 @@ def _unspecialised(fn: Function, reasons: list[str], described: bool) -> str:
     products = [o for o in body.walk() if o.kind == "mma"]
     if not products:
         return "Triton splits loops with a matrix product only"
-    if all(o.operands[0].type.dtype == f32 and o.attrs["precision"] == "ieee" for o in products):
+    if all(map(exact, products)):
         return "its products are exact fp32, which is no matrix instruction's"
     pointers = [o for o in _loads(fn.body) if not o.attrs.get("described")]
     inside = set(map(id, body.walk()))

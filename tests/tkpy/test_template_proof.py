@@ -1,11 +1,14 @@
 """A loop that Triton loses when it splits it by warp is scheduled anew, and left whole."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import tkpy as tk
+from codegen.inspect import Report
 from tkpy.ahead import Setting, compile_lowered, key_of, lower_for
+from tkpy.cli.inspect import remarks
 from tkpy.pipeline import derive
 from tkpy.pipeline.events import Wait
 from tkpy.pipeline.model import PipelineError
@@ -83,3 +86,23 @@ def test_what_stays_whole_is_specialised():
 )
 def test_whole_wants_stores_and_products(assembly, stays):
     assert whole(lower_for(product, Setting()).fn, assembly) == stays
+
+
+@pytest.mark.parametrize("split, left, why", [
+    (None, 0, proof.LOST), (0, 0, ""), (96, 0, proof.SPILLS), (96, 96, ""), (96, None, ""),
+])  # fmt: skip
+def test_a_split_loop_may_not_spill_more(monkeypatch, split, left, why):
+    made = {"split": split, "left": left}
+    monkeypatch.setattr(proof, "_compile", lambda x: (made[x.name] is not None and x) or None)
+    monkeypatch.setattr(proof, "_spilled", lambda x: made[x.name])
+    monkeypatch.setattr(proof, "whole", lambda *_: True)
+    kind = lambda name: SimpleNamespace(name=name, fn=None, assembly="")  # noqa: E731
+    assert proof.loss(kind("split"), lambda _: kind("left")) == why
+
+
+def test_exact_products_are_not_split_by_warp():
+    notes = lower_for(product, Setting(dtype="f32")).fn.schedule.notes
+    assert any("exact fp32" in note for note in notes)
+    report = Report("sm_90", 255, 96, 0, 0.1, {})
+    assert "exact fp32" in remarks(None, report, True)[0]
+    assert remarks(None, report) == ["96 bytes a thread are spilled: smaller tiles or more warps"]

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from codegen.inspect import Report
 from codegen.inspect import inspect as read
+from codegen.ops.mma import exact
 from codegen.schedule import Schedule
 from tkpy.ahead import compile_lowered, key_of, lower_for, variables
 from tkpy.cli.find import find
@@ -47,7 +48,7 @@ def inspect(
     chosen = setting(found.kernel, dtype, dim, constant)
     lowered = lower_for(found.kernel, chosen, target=str(target))
     report = read(compile_lowered(found.kernel, lowered, str(target)))
-    said = remarks(lowered.fn.schedule, report)
+    said = remarks(lowered.fn.schedule, report, any(map(exact, lowered.fn.body.walk())))
     if as_json:
         facts_ = json.loads(report.to_json())
         typer.echo(json.dumps(facts_ | {"remarks": said} if said else facts_))
@@ -60,10 +61,22 @@ def inspect(
         out.print(f"[yellow]{remark}[/]", soft_wrap=True)
 
 
-def remarks(schedule: Schedule | None, report: Report) -> list[str]:
-    """What a template's schedule leaves out, and what Triton did not make of the rest."""
+def remarks(schedule: Schedule | None, report: Report, fp32: bool = False) -> list[str]:
+    """What a template's schedule leaves out, and what Triton did not make of the rest.
+
+    ``fp32``: the kernel has products of exact fp32.
+    """
+    spilled = []
+    if report.spills:
+        fix = "smaller tiles or more warps"
+        if fp32:
+            fix = (
+                "its products are exact fp32, for which Triton keeps whole operands in registers; "
+                f'16-bit inputs, precision="tf32", {fix}'
+            )
+        spilled = [f"{report.spills} bytes a thread are spilled: {fix}"]
     if schedule is None:
-        return []
+        return spilled
     found = report.instructions
     out = list(schedule.notes)
     if schedule.described and not found["bulk_copy"]:
@@ -73,9 +86,7 @@ def remarks(schedule: Schedule | None, report: Report) -> list[str]:
             f"not specialised: Triton left the loop whole, at {schedule.warps} warps and "
             f"{schedule.stages} stages"
         )
-    if report.spills:
-        out.append(f"{report.spills} bytes a thread are spilled: smaller tiles or more warps")
-    return out
+    return out + spilled
 
 
 def facts(report: Report) -> RenderableType:

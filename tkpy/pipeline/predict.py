@@ -41,8 +41,9 @@ _DIVISIONS = ("div", "div_rn", "sqrt", "rsqrt")
 def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Device) -> float:
     """Seconds of a kernel on this CPU; ``device`` is ``probe.this_cpu()``.
 
-    Products, arithmetic and special functions of a core follow each other; loads run under them
-    until memory is the slower. What a program loads comes from a cache, each tensor once from
+    Memory, products, arithmetic and special functions of a core follow each other: a tile is read
+    whole before what is made of it, and a core that works on a tile in its nearest cache asks
+    memory for nothing. What a program loads comes from a cache, each tensor once from
     memory; operands and sum of a product that do not fit the nearest cache are gone over once more.
     Programs and tile operations cost something each, cores beyond the programs idle, and tiles
     larger than a core's cache are moved at the speed of memory.
@@ -66,7 +67,7 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
     idle = cores * -(-programs // cores) / programs if programs else 1.0
     operations = sum(evaluate(_times(w), sizes) for w in cost.works)
     small = (_PROGRAM * programs + _OPERATION * operations) / cores
-    return device.launch + max((matrix + vector + special + traffic) * idle + small, memory)
+    return device.launch + (matrix + vector + special + traffic) * idle + small + memory
 
 
 def _packed(w: Work) -> int:
