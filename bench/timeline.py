@@ -143,8 +143,8 @@ Every row is simulated at one clock, at which a block of 128 keys costs 1.94 us 
 measured slows down with length: such a block costs 2.2 us between 768 and 1536 keys, 2.3 between
 1536 and 3072, 2.7 between 3072 and 6144, 2.5 between 6144 and 12288 (differences of the measured
 times). Products that run without a pause run at a lower clock, and the GEMM's share of the peak,
-the one measured constant, has that at the GEMM's intensity only. Causal rows lack the arithmetic of
-the masks, and of diagonal blocks that are computed whole and masked."""
+the one measured constant, has that at the GEMM's intensity only. Causal rows have their diagonal
+blocks whole and their uneven tasks in order, but lack the arithmetic of the masks."""
 
 
 def run(name: str = "h100") -> list[dict]:
