@@ -68,6 +68,16 @@ def test_error_message_is_real(tmp_path):
     assert str(e.value).replace(str(path), "attention.py").strip() == shown.strip()
 
 
+@pytest.mark.slow
+def test_gradients_in_a_compiled_graph(tmp_path):
+    (tmp_path / "attention.py").write_text(block("attention.py"))
+    (tmp_path / "train.py").write_text(block("torch"))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    out = subprocess.run([sys.executable, str(tmp_path / "train.py")], check=True, text=True,
+                         env=environment, timeout=300, stdout=subprocess.PIPE)  # fmt: skip
+    assert out.stdout == "torch.Size([2, 4, 100, 40]) tkpy.attention_attention.default\n"
+
+
 def test_a_foreign_kernel_runs_as_the_readme_says(tmp_path):
     path = tmp_path / "foreign.py"
     path.write_text(block("foreign"))

@@ -10,7 +10,12 @@ LOWEST = torch.finfo(torch.float32).min
 LOG2E, LN2 = math.log2(math.e), math.log(2)
 
 
-@tk.lcf(where=["G >= 1", "H % G == 0", "window >= 1"], consumer_warps=4, persistent=False)
+@tk.lcf(
+    where=["G >= 1", "H % G == 0", "window >= 1"],
+    consumer_warps=4,
+    persistent=False,
+    autocast=True,
+)
 def attention(
     q: tk.Global["B H N D"],
     k: tk.Global["B G M D"],

@@ -35,7 +35,13 @@ def attend(q, k, v, t0, t1, t2, s0, s1, s2):
     return top / bottom, t1, t2, s0, s1, s2
 
 
-@tk.lcsf(where=["1 <= F", "F <= 32"], stages=2, consumer_warps=8, persistent=False)
+@tk.lcsf(
+    where=["1 <= F", "F <= 32"],
+    stages=2,
+    consumer_warps=8,
+    persistent=False,
+    autocast=True,
+)
 def based(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
@@ -99,7 +105,7 @@ def based(
     tk.run(tk.cdiv("N", rows), setup, load, compute, store, finish)
 
 
-@tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8)
+@tk.kernel(where=["1 <= F", "F <= 32"], num_warps=8, autocast=True)
 def based_decode(
     q: tk.Global["B H F"],
     k: tk.Global["B H F"],

@@ -15,7 +15,7 @@ def linear(x, weight, bias, i, j, rows, cols, depth):
     return acc + tk.load(bias, j, cols, dtype=tk.f32)
 
 
-@tk.kernel(num_warps=8)
+@tk.kernel(num_warps=8, autocast=True)
 def flux_gelu(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],
@@ -38,7 +38,7 @@ def flux_gelu(
     tk.store(y, u * tk.sigmoid(u * (u * u * 0.0713548162726 + 1.5957691216057308)), (i, j))
 
 
-@tk.kernel(num_warps=8)
+@tk.kernel(num_warps=8, autocast=True)
 def flux_gate(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],

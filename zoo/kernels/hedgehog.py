@@ -75,6 +75,7 @@ def near(qt, k, v, coord, first, start, window, to_bits, rows, cols, c, width):
     where=["G >= 1", "H % G == 0", "N <= M", "window >= 1", "alpha >= 0", "beta > 0"],
     num_warps=8,
     num_stages=1,
+    autocast=True,
 )
 def hedgehog(
     q: tk.Global["B H N D"],

@@ -8,7 +8,7 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.lcsf(where=["slope >= 0"], stages=2, consumer_warps=8, persistent=False)
+@tk.lcsf(where=["slope >= 0"], stages=2, consumer_warps=8, persistent=False, autocast=True)
 def linear_attention(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],

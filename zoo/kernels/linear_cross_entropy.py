@@ -9,7 +9,11 @@ import tkpy as tk
 LOWEST = torch.finfo(torch.float32).min
 
 
-@tk.kernel(where=["ignore < 0", "softcap > 0", "smoothing >= 0", "smoothing <= 1"], num_warps=8)
+@tk.kernel(
+    where=["ignore < 0", "softcap > 0", "smoothing >= 0", "smoothing <= 1"],
+    num_warps=8,
+    autocast=True,
+)
 def linear_cross_entropy(
     x: tk.Global["M D"],
     weight: tk.Global["V D"],

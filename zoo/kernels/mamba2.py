@@ -8,7 +8,7 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.lcsf(where=["G >= 1", "H % G == 0", "a <= 0"], stages=2, consumer_groups=2)
+@tk.lcsf(where=["G >= 1", "H % G == 0", "a <= 0"], stages=2, consumer_groups=2, autocast=True)
 def mamba2(
     x: tk.Global["B H N P"],
     a: tk.Global["B H N", tk.f32],
