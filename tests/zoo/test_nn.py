@@ -64,6 +64,31 @@ def test_each_takes_the_others_state(name):
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n in ("rmsnorm", "layernorm", "shortconv")
+        else pytest.param(n, marks=pytest.mark.slow)
+        for n in NAMESAKES
+    ],
+)  # fmt: skip
+def test_gradients_are_the_namesakes(name):
+    ours, theirs = (make() for make in NAMESAKES[name])
+    ours.load_state_dict(theirs.state_dict())
+    theirs.double()
+    x, weight = made(2, 5, E).requires_grad_(), made(2, 5, E, seed=4)
+    y = x.detach().double().requires_grad_()
+    (answer(ours, x) * weight).sum().backward()
+    (answer(theirs, y) * weight).sum().backward()
+    assert_near(x.grad, y.grad)
+    for n, p in ours.named_parameters():
+        assert_near(p.grad, theirs.get_parameter(n).grad)
+
+
+def assert_near(got, want):
+    torch.testing.assert_close(got.double(), want.double(), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMESAKES)
 def test_initialised_alike(name):
     states = []
@@ -105,8 +130,9 @@ def test_rotary_depends_on_distances_only():
     assert not turn.state_dict()
 
 
+@pytest.mark.slow
 @torch.no_grad()
-def test_taylor_linear_attention_is_causal_and_goes_on():
+def test_taylor_linear_attention_goes_on():
     torch.manual_seed(0)
     layer, x = znn.TaylorLinearAttention(E, 2, 5), made(2, 20, E)
     whole, nothing = layer(x)
@@ -114,6 +140,37 @@ def test_taylor_linear_attention_is_causal_and_goes_on():
     rest, _ = layer(x[:, 7:], state)
     assert nothing is None
     torch.testing.assert_close(torch.cat([first, rest], 1), whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_taylor_linear_attention():
+    torch.manual_seed(0)
+    layer, x = znn.TaylorLinearAttention(E, 2, 5), made(1, 20, E)
+    y, nothing = layer(x)
+    assert nothing is None
+    assert_near(y, taylor(layer.double(), x))
+
+
+@pytest.mark.slow
+def test_gradients_of_taylor_linear_attention():
+    torch.manual_seed(0)
+    layer, x, weight = znn.TaylorLinearAttention(E, 2, 5), made(1, 20, E), made(1, 20, E, seed=2)
+    (layer(x)[0] * weight).sum().backward()
+    got = [p.grad.clone() for p in layer.parameters()]
+    layer.double().zero_grad()
+    (taylor(layer, x) * weight).sum().backward()
+    for a, p in zip(got, layer.parameters(), strict=True):
+        assert_near(a, p.grad)
+
+
+def taylor(layer, x):
+    q, k, v = (
+        p(x.double()).unflatten(-1, (2, -1)) for p in (layer.q_proj, layer.k_proj, layer.v_proj)
+    )
+    s = torch.einsum("bihd,bjhd->bhij", q, k) * 5**-0.5
+    a = (1 + s + s * s / 2).tril()
+    y = torch.einsum("bhij,bjhv->bihv", a / a.sum(-1, keepdim=True), v)
+    return layer.out_proj(y.flatten(2))
 
 
 @torch.no_grad()
@@ -130,6 +187,23 @@ def test_fused_cross_entropy_is_the_loss_of_a_head(reduction):
     torch.testing.assert_close(plain(head(x), target), want, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="need the head's weight"):
         ours(head(x), target)
+
+
+@pytest.mark.slow
+def test_a_fused_loss_trains_the_head():
+    head, target = nn.Linear(E, 37), torch.arange(11) * 3
+    x = made(11, E).requires_grad_()
+    grads = []
+    for loss in (
+        lambda: znn.FusedCrossEntropy()(x, target, head.weight, head.bias),
+        lambda: nn.CrossEntropyLoss()(head(x), target),
+    ):
+        x.grad = None
+        head.zero_grad()
+        loss().backward()
+        grads.append([t.grad.clone() for t in (x, head.weight, head.bias)])
+    for a, b in zip(*grads, strict=True):
+        assert_near(a, b)
 
 
 @pytest.mark.parametrize(
