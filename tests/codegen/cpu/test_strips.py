@@ -87,8 +87,15 @@ def _reference(q, k, v, bias, keys, case, c):
 CASES = ("plain", "bias", "causal", "keyed", "late", "turned", "again")
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+QUICK = {(case, torch.float32) for case in CASES} | {("plain", torch.bfloat16)}
+GRID = [
+    pytest.param(c, d, marks=() if (c, d) in QUICK else pytest.mark.slow)
+    for c in CASES
+    for d in (torch.float32, torch.bfloat16)
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), GRID)
 def test_the_same_numbers(case, dtype):
     """Ragged in rows and keys, one program of which has no whole strip."""
     n, m, r, c, d = 140, 150, 128, 64, 32
