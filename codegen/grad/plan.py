@@ -130,7 +130,12 @@ def _check_stores(fn: Function, given: list[str]) -> None:
         stores = [op for op in fn.body.walk() if op.kind == "store" and op.attrs["param"] == name]
         for op in stores:
             told = conditions(fn.body, op) | op.attr_symbols()
-            loops = [loop_parts(loop)[0] for loop in owner(fn, op).loops]
+            loops = []
+            for loop in owner(fn, op).loops:
+                index, start, stop = loop_parts(loop)
+                loops.append(index)
+                if index in told:  # and its bounds may tell the program
+                    told |= start.free_symbols | stop.free_symbols
             again = [s for s in (*(s for s, _ in fn.grid), *loops) if s not in told]
             counts = dict(fn.grid)
             again = [s for s in again if counts.get(s) != 1]

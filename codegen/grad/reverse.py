@@ -534,7 +534,8 @@ def clean(fn: Function) -> None:
     while before != (now := sum(1 for _ in fn.body.walk())):
         before = now
         drop_dead(fn)
-        read = {op.attrs["param"] for op in fn.body.walk() if op.kind == "load"}
+        # What is added to in memory is read by that.
+        read = {op.attrs["param"] for op in fn.body.walk() if op.kind in ("load", "store_add")}
         dead = {p.name for p in fn.params if p.role == "inout" and p.name not in read}
         _remove(fn.body, lambda op, dead=dead: op.kind == "store" and op.attrs["param"] in dead)
         if not any(p.role == "inout" and p.name in read for p in fn.params):
