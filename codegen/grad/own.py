@@ -175,6 +175,21 @@ def disputed(a: Op, b: Op, one: Owner, two: Owner) -> set[Symbol] | None:
     return (set(one.told_by) | set(two.told_by)) - agreed
 
 
+def untold(fn: Function, store: Op) -> list[Symbol]:
+    """Program ids and loop indices for every value of which ``store`` writes the same place."""
+    who = owner(fn, store)
+    if who.dynamic:
+        return []
+    told = conditions(fn.body, store) | store.attr_symbols()
+    loops = []
+    for loop in who.loops:
+        index, start, stop = loop_parts(loop)
+        loops.append(index)
+        if index in told:  # and its bounds may tell the program
+            told |= start.free_symbols | stop.free_symbols
+    return [s for s in (*(s for s, count in fn.grid if count != 1), *loops) if s not in told]
+
+
 def conditions(region: Region, access: Op) -> set[Symbol]:
     """What decides, by the ``if``s around ``access``, whether it happens."""
     return {s for op, _ in _branches(region, access) or [] for s in op.attr_symbols()}

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from codegen.grad.emit import Emit
-from codegen.grad.own import conditions, exclusive, owner
+from codegen.grad.own import exclusive, owner, untold
 from codegen.grad.reverse import NoGradient, Reverse, clean, memory_like, place_like
 from codegen.grad.settle import Gradient, settle
 from codegen.grad.turn import turn, turnable
-from codegen.ir import Function, Op, Param, Region, Value, loop_parts
+from codegen.ir import Function, Op, Param, Region, Value
 from codegen.passes.attach import drop_detached
 from codegen.passes.bounds import drop_proven_checks
 from codegen.passes.cse import share_common
@@ -129,22 +129,13 @@ def _check_stores(fn: Function, given: list[str]) -> None:
     for name in given:
         stores = [op for op in fn.body.walk() if op.kind == "store" and op.attrs["param"] == name]
         for op in stores:
-            told = conditions(fn.body, op) | op.attr_symbols()
-            loops = []
-            for loop in owner(fn, op).loops:
-                index, start, stop = loop_parts(loop)
-                loops.append(index)
-                if index in told:  # and its bounds may tell the program
-                    told |= start.free_symbols | stop.free_symbols
-            again = [s for s in (*(s for s, _ in fn.grid), *loops) if s not in told]
-            counts = dict(fn.grid)
-            again = [s for s in again if counts.get(s) != 1]
-            if again and not owner(fn, op).dynamic:
+            again = [s for s in untold(fn, op) if all(s != p for p, _ in fn.grid)]
+            if again:
                 raise NoGradient(
                     op,
                     f"{name} is written in the same place for every {again[0]}: which of these "
                     "its gradient belongs to is not told",
-                    f"store it once, under if {again[0]} == 0: or after the loop",
+                    "store it once, after the loop",
                 )
         for k, op in enumerate(stores):
             for other in stores[:k]:

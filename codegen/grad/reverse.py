@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from codegen.expr import Expr, Max, Min
+from codegen.expr import And, Expr, Max, Min
 from codegen.grad.activity import active_values
 from codegen.grad.emit import Emit
+from codegen.grad.own import untold
 from codegen.grad.rules import NONE, REFUSED, RULES
 from codegen.ir import Function, Op, Param, Region, Type, Value, f32, loop_parts
 from codegen.ops import TABLE
@@ -272,6 +273,10 @@ class Reverse:
         g = self.emit.spread(g, v.type.like(dtype=f32)) if g.type.rank >= v.type.rank else g
         if v.type.rank < g.type.rank:
             g = self.emit.adjoint_of(v.type, g)
+        again = untold(self.forward, op) if op.kind == "store" else []
+        if again:  # programs that write the same: the first of them counts
+            first = self.emit.value("cond", expr=And(*(sympy.Eq(s, 0) for s in again)))
+            g = self.emit.map("where", first, g, 0.0)
         scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), g)
 
     def _contribute(self, op: Op, g: Value) -> None:

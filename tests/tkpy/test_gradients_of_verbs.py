@@ -22,7 +22,6 @@ REFUSALS = {
     "operators": "a scan with an operator of your own",
     "rows_by_index": "gather_rows",
     "largest": "the values that tk.topk returns",
-    "axes": "written in the same place for every j",
     "control": "the loop carries count",
     "moves_fp8e4m3": "gather_rows",
     "moves_fp8e5m2": "gather_rows",
