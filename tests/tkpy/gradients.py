@@ -37,7 +37,9 @@ class Derived:
         return self.kernel.backward.outputs(self.call)
 
 
-def derive(kernel, arguments, wrt=None, given=None, deterministic=True, poison=False) -> Derived:
+def derive(
+    kernel, arguments, wrt=None, given=None, deterministic=True, poison=False, joint=False
+) -> Derived:
     """The backward of the variant that ``arguments`` call, for ``wrt`` or all that can have one."""
     call = kernel.binder.bind((), dict(arguments))
     call = replace(call, constants={**call.constants, **kernel.backward._own(call)})
@@ -46,7 +48,7 @@ def derive(kernel, arguments, wrt=None, given=None, deterministic=True, poison=F
     while True:
         key = kernel.backward._key(call)
         try:
-            made = kernel.backward.derive(key, wrt, given, deterministic, poison)
+            made = kernel.backward.derive(key, wrt, given, deterministic, poison, joint)
             return Derived(kernel, call, wrt, made)
         except NeedStatic as need:
             kernel._widen(key, need)
