@@ -449,28 +449,28 @@ def place_like(p: Param, where: list[Expr], type_: Type) -> dict[str, object]:
 
 
 def most(e: Expr, fn: Function) -> Expr:
-    """An expression in dimensions alone that ``e`` does not exceed in any program."""
-    free = {s for s, _ in fn.grid}
+    """An expression in dimensions alone that ``e`` does not exceed in any program or iteration."""
     e = sympy.sympify(e)
-    if not e.free_symbols & free:
-        return e
-    if isinstance(e, Min):
-        fixed = [a for a in e.args if not a.free_symbols & free]
-        if fixed:
-            return Min(*fixed)
-    if isinstance(e, sympy.Add):
-        whole = [a for a in e.args if isinstance(a, Min)]
-        if len(whole) == 1:
-            fixed = [a for a in whole[0].args if not a.free_symbols & free]
-            rest = e - whole[0]
-            if fixed and not rest.free_symbols & free:
-                return Min(*fixed) + rest
-            if fixed:  # a start that depends on the program is not negative
-                return Min(*fixed)
-    for s, count in fn.grid:
-        if s in e.free_symbols:
-            e = Max(e.subs(s, 0), e.subs(s, count - 1))
-    return e
+    known = set(fn.dims) | {sympy.Symbol(p.name, integer=True) for p in fn.params}
+
+    def loose(x: Expr) -> set:
+        return x.free_symbols - known
+
+    whole = [a for a in sympy.Add.make_args(e) if isinstance(a, Min)]
+    if loose(e) and len(whole) == 1:
+        fixed = [a for a in whole[0].args if not loose(a)]
+        rest = e - whole[0]
+        if fixed:  # a start that depends on the program is not negative
+            return Min(*fixed) + (0 if loose(rest) else rest)
+    for _ in range(8):  # the range of an inner index may name an outer one
+        if not loose(e):
+            return e
+        for s in sorted(loose(e), key=str):
+            low, high = fn.facts.ranges.get(s, (None, None))
+            if low is None or high is None:
+                raise NoGradient(None, f"how often a loop runs is decided by {s}")
+            e = Max(e.subs(s, low), e.subs(s, high))
+    raise NoGradient(None, f"how often a loop runs is not told by the sizes: {e}")
 
 
 def _loaded(v: Value, wrt: frozenset[str]) -> bool:

@@ -54,13 +54,8 @@ def test_forward(name, whole):
     opcheck(kernel.op, tuple(place), named)
 
 
-_OPEN = pytest.mark.xfail(reason="the size of a tensor that its backward keeps is not found")
 #: based_decode changes its state in place, and has no backward.
-GRADIENTS = [
-    pytest.param(n, marks=_OPEN) if n == "hedgehog" else n
-    for n in zoo.kernels()
-    if n != "based_decode"
-]
+GRADIENTS = [n for n in zoo.kernels() if n != "based_decode"]
 
 
 @pytest.mark.slow
