@@ -105,13 +105,24 @@ class Emit:
     def spread(self, v: Value, type_: Type) -> Value:
         """A vector or scalar repeated over ``type_``."""
         if v.type.rank == type_.rank:
-            return self.shaped(v, type_)
+            return self.within(v, type_)
         if not v.type.rank:
             attrs = {"dtype": v.type.dtype, "axes": type_.axes, "orient": type_.orient}
             return self.value("splat", v, **attrs)
         orient = v.type.orient or "row"
         across = type_.axes[1 if orient == "col" else 0]
-        return self.shaped(self.value("broadcast", v, orient=orient, across=across), type_)
+        return self.within(self.value("broadcast", v, orient=orient, across=across), type_)
+
+    def within(self, v: Value, type_: Type) -> Value:
+        """``v`` where ``type_`` lives too, with its orientation; where ``v`` is dead it stays so.
+
+        An adjoint that is dead where its value lives is zero there, and never a product of zero
+        and whatever the value is, which may be infinite.
+        """
+        axes = tuple(a.meet(b) for a, b in _pairs(v.type, type_))
+        if v.type.axes == axes and v.type.orient == type_.orient:
+            return v
+        return self.value("retype", v, axes=axes, orient=type_.orient)
 
     def shaped(self, v: Value, type_: Type) -> Value:
         """``v`` with the live extents and the orientation of ``type_``.
@@ -133,12 +144,17 @@ class Emit:
             g = self.value("reduce", g, op="sum", axis=1 if operand.orient == "col" else 0)
         elif not operand.rank:
             return self.sum_all(g)
-        return self.shaped(g, operand.like(dtype=f32))
+        return self.within(g, operand.like(dtype=f32))
 
-    def add(self, a: Value | None, b: Value) -> Value:
-        """``a + b``; a product just made is summed into ``a`` by the product itself."""
+    def add(self, a: Value | None, b: Value, type_: Type) -> Value:
+        """``a + b``, adjoints of a value of ``type_``; None is zero.
+
+        A product just made is summed into ``a`` by the product itself.
+        """
         if a is None:
             return b
+        if a.type.axes != b.type.axes:  # each counts where the other is dead
+            a, b = (self.shaped(v, type_.like(dtype=f32)) for v in (a, b))
         made = b.op
         ops = self.regions[-1].ops
         if (

@@ -87,7 +87,7 @@ class Context:
         v = self.op.operands[k]
         if v in self.reverse.active:
             g = self.emit.adjoint_of(v.type, g)
-            self.scope.adjoints[v] = self.emit.add(self.scope.adjoints.get(v), g)
+            self.scope.adjoints[v] = self.emit.add(self.scope.adjoints.get(v), g, v.type)
 
 
 class Reverse:
@@ -277,13 +277,14 @@ class Reverse:
         if again:  # programs that write the same: the first of them counts
             first = self.emit.value("cond", expr=And(*(sympy.Eq(s, 0) for s in again)))
             g = self.emit.map("where", first, g, 0.0)
-        scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), g)
+        scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), g, v.type)
 
     def _contribute(self, op: Op, g: Value) -> None:
         name = op.attrs["param"]
         if name not in self.wrt:
             return
         attrs = {k: op.attrs[k] for k in _PLACE}
+        g = self.emit.shaped(g, op.result.type.like(dtype=f32))
         store = self.emit.op("store", [g], {"param": f"d_{name}", **attrs})
         self.sites.append((store, op))
 
@@ -304,7 +305,7 @@ class Reverse:
         for v in outer:
             t = v.type.like(dtype=f32)
             had = scope.adjoints.pop(v, None)
-            starts.append(self.emit.full(t, 0.0) if had is None else had)
+            starts.append(self.emit.full(t, 0.0) if had is None else self.emit.shaped(had, t))
         region = Region(
             [
                 Value(s.type, f"d_{v.hint}" if v.hint else "")
@@ -339,7 +340,7 @@ class Reverse:
             for k, g in zip(carries, region.args, strict=False):
                 v = body.terminator.operands[k]
                 inner.adjoints[v] = self.emit.add(
-                    inner.adjoints.get(v), self.emit.shaped(g, v.type)
+                    inner.adjoints.get(v), self.emit.shaped(g, v.type), v.type
                 )
             self._backwards(body.ops[:-1], inner)
             for v in direct:
@@ -358,10 +359,10 @@ class Reverse:
             v = op.operands[k]
             if v in self.active:
                 r = self.emit.shaped(r, v.type)
-                scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), r)
+                scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), r, v.type)
         for v, r in zip(outer, loop.results[len(carries) :], strict=True):
             scope.adjoints[v] = (
-                r if v not in scope.adjoints else self.emit.add(scope.adjoints[v], r)
+                r if v not in scope.adjoints else self.emit.add(scope.adjoints[v], r, v.type)
             )
 
     def _branch(self, op: Op, scope: Scope) -> None:
@@ -373,7 +374,8 @@ class Reverse:
         had = {}
         for v in outer:
             g = scope.adjoints.pop(v, None)
-            had[v] = self.emit.full(v.type.like(dtype=f32), 0.0) if g is None else g
+            t = v.type.like(dtype=f32)
+            had[v] = self.emit.full(t, 0.0) if g is None else self.emit.shaped(g, t)
         regions = []
         for region in op.regions:
             new = Region()
@@ -383,7 +385,7 @@ class Reverse:
                 for v, g in zip(region.terminator.operands, gs, strict=True):
                     if g is not None and v in self.active:
                         g = self.emit.shaped(g, v.type)
-                        inner.adjoints[v] = self.emit.add(inner.adjoints.get(v), g)
+                        inner.adjoints[v] = self.emit.add(inner.adjoints.get(v), g, v.type)
                 self._backwards(region.ops[:-1], inner)
                 out = [self.emit.shaped(inner.adjoints[v], had[v].type) for v in outer]
                 self.emit.op("yield", out)

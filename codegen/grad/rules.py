@@ -252,6 +252,7 @@ def _concat(x, op, g):
     axis = op.attrs["axis"]
     first, second = op.operands
     begin = first.type.axes[axis].factors[0].live
+    g = x.emit.shaped(g, op.result.type.like(dtype=f32))
     for k, (v, start) in enumerate(((first, 0), (second, begin))):
         if x.wants(k):
             side = v.type.axes[axis].side
@@ -304,6 +305,7 @@ def _reduce(x, op, g):
 @rule("scan")
 def _scan(x, op, g):
     axis, reverse = op.attrs["axis"], op.attrs["reverse"]
+    g = x.emit.shaped(g, op.result.type.like(dtype=f32))  # zeros move the sums of others
     if op.attrs["op"] == "sum":
         x.gives(0, x.emit.value("scan", g, op="sum", axis=axis, reverse=not reverse))
         return
