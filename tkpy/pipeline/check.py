@@ -351,7 +351,9 @@ def _phases(run: Run) -> Iterator[Finding]:
                 "once: a phase is one bit\n  fix: wait for each use of a stage",
                 step,
             )
-        if later in run.complete and not run.ordered(node, run.complete[later]):
+        # Before its first use a stage counts as released once, and not twice.
+        gone = later in run.complete and not run.ordered(node, run.complete[later])
+        if gone or use < -1:
             yield _finding(
                 "phase",
                 f"{_who(run.threads[index], step)} may find that {sem} has gone on by two phases, "

@@ -121,7 +121,8 @@ def test_each_test_compiles_what_it_stands_for(tmp_path):
 
 def test_nothing_is_there_without_a_test():
     shown = {op for ops, _ in INVENTORY.values() for op in ops.split()}
-    assert not ({*TABLE, *OPS, *REASONS} - shown)
+    made = {op for op in OPS if op.startswith("strip.")}  # of other ops: see test_strips.py
+    assert not ({*TABLE, *OPS, *REASONS} - shown - made)
 
 
 def test_the_names_are_ttir():
