@@ -44,8 +44,13 @@ def _want(kernel, arguments, derived, cts):
     return autograd(meaning, tensors, derived.wrt, cts, derived.outputs())
 
 
+#: Like the others, and dear.
+SLOW = ("long queries", "window", "whole")
+NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+
+
 @pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_rounding(name, joint):
     kernel, arguments = CASES[name]
     derived = derive(kernel, arguments, joint=joint)
