@@ -7,6 +7,8 @@ process, above what it held before the step.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -205,6 +207,8 @@ def _peak(name: str, side: str) -> None:
     torch.manual_seed(0)
     step = work()[name]().step(side)
     step()  # compiles, and fills pools that live on
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free is no longer this process's
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")  # the peak counts from here
     before = _status("VmRSS")
