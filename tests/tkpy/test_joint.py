@@ -44,13 +44,17 @@ def _want(kernel, arguments, derived, cts):
     return autograd(meaning, tensors, derived.wrt, cts, derived.outputs())
 
 
-#: Like the others, and dear.
-SLOW = ("long queries", "window", "whole")
-NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+#: Like the others, and dear; of attention both forms are also held against each other below.
+SLOW = [(n, j) for n in CASES for j in (False, True) if "cross" not in n]
+SLOW.remove(("causal", True))
+FORMS = [
+    pytest.param(n, j, marks=pytest.mark.slow) if (n, j) in SLOW else (n, j)
+    for n in CASES
+    for j in (False, True)
+]
 
 
-@pytest.mark.parametrize("joint", [False, True], ids=["apart", "joint"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "joint"), FORMS)
 def test_without_rounding(name, joint):
     kernel, arguments = CASES[name]
     derived = derive(kernel, arguments, joint=joint)
