@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
+from bench import cpu
 from bench.measure import turns
 from bench.peak import peak
 from zoo.kernels.attention import attention
@@ -172,15 +173,9 @@ def work() -> dict[str, Callable[[], Step]]:
 
 
 @dataclass
-class Row:
+class Row(cpu.Row):
     """One measured row: milliseconds of forward and backward, megabytes at the peak."""
 
-    work: str
-    ours_ms: float
-    rival: str
-    rival_ms: float
-    ratio: float
-    limit_fraction: float
     ours_mb: float
     rival_mb: float
 

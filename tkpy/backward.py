@@ -71,7 +71,6 @@ class Backward:
     Attributes:
         constants: compile-time constants that it is derived with instead of those of the call,
             such as tile sizes of its own.
-        attached: a backward written by hand, or None.
         joint: gradients that share a loop nest come out of one program; None lets the device
             decide: yes on a CPU, no where many programs are wanted.
     """
@@ -79,7 +78,6 @@ class Backward:
     def __init__(self, kernel: Kernel, constants: Mapping[str, object] | None = None):
         self.kernel = kernel
         self.constants = dict(constants or {})
-        self.attached: Callable | None = None
         self.joint: bool | None = None
         self._compiled: dict[tuple, Compiled] = {}
 

@@ -106,7 +106,8 @@ def derive(
     pieces += turned
     for piece in pieces:
         _finish(piece)
-    saved = saver.into(fn)
+    read = {p.name for piece in pieces for p in piece.fn.params}
+    saved = saver.into(fn, read)
     return Derivation(fn, saved, [p for p in pieces if p.fn.body.ops[:-1]])
 
 
@@ -275,13 +276,14 @@ class _Saver:
         where = [s for s, _ in self.fn.grid]
         return emit.shaped(emit.op("load", [], place_like(p, where, final.type)).result, final.type)
 
-    def into(self, fn: Function) -> list[Param]:
-        """Lets the forward write what has been asked for."""
+    def into(self, fn: Function, read: set[str]) -> list[Param]:
+        """Lets the forward write what has been asked for, and is read."""
         emit = Emit(fn, Region())
         where = [s for s, _ in fn.grid]
-        saved = [Param(p.name, "out", p.dtype, p.dims) for p in self.params.values()]
+        wanted = {v: p for v, p in self.params.items() if p.name in read}
+        saved = [Param(p.name, "out", p.dtype, p.dims) for p in wanted.values()]
         fn.params += saved
-        for v, p in self.params.items():
+        for v, p in wanted.items():
             emit.op("store", [v], place_like(p, where, v.type))
         fn.body.ops = [*fn.body.ops[:-1], *emit.regions[0].ops, fn.body.ops[-1]]
         drop_detached(fn)

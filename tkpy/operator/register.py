@@ -19,6 +19,7 @@ from tkpy.signature import TORCH_NAMES, DType
 
 if TYPE_CHECKING:
     from tkpy.call import Call
+    from tkpy.kernel import Kernel
     from tkpy.operator.call import Operator
 
 _libraries: list[torch.library.Library] = []  # an operator is gone when its library is
@@ -52,7 +53,31 @@ def _overload(name: str) -> torch._ops.OpOverload:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-class _Functional:
+class _Runs:
+    """What operators that run the kernel share: subclasses read arguments and order results."""
+
+    kernel: Kernel
+
+    def _arguments(self, args: tuple, kwargs: dict) -> dict[str, object]:
+        raise NotImplementedError
+
+    def _given(self, values: dict[str, object], results: dict[str, torch.Tensor]):
+        raise NotImplementedError
+
+    def run(self, *args, **kwargs):
+        values = self._arguments(args, kwargs)
+        with torch.no_grad():
+            results = self.kernel.run((), values)
+        wanted = [p.name for p in self.kernel.signature.outputs if _is_wanted(p, values)]
+        return self._given(values, named(wanted, results))
+
+    def fake(self, *args, **kwargs):
+        values = self._arguments(args, kwargs)
+        call = self.kernel.binder.bind_without_data(values)
+        return self._given(values, _outputs(self.kernel, call))
+
+
+class _Functional(_Runs):
     """The operator that changes nothing."""
 
     def __init__(self, operator: Operator, form: Schema):
@@ -72,20 +97,8 @@ class _Functional:
         out = [nothing(values) if known.get(n) is None else known[n] for n in self.form.returns]
         return out[0] if len(out) == 1 else tuple(out)
 
-    def run(self, *args, **kwargs):
-        values = self._arguments(args, kwargs)
-        with torch.no_grad():
-            results = self.kernel.run((), values)
-        wanted = [p.name for p in self.kernel.signature.outputs if _is_wanted(p, values)]
-        return self._given(values, named(wanted, results))
 
-    def fake(self, *args, **kwargs):
-        values = self._arguments(args, kwargs)
-        call = self.kernel.binder.bind_without_data(values)
-        return self._given(values, _outputs(self.kernel, call))
-
-
-class _InPlace:
+class _InPlace(_Runs):
     """The operator that writes into what it is given."""
 
     def __init__(self, operator: Operator, form: Schema):
@@ -107,18 +120,6 @@ class _InPlace:
             for n in self.form.returns
         ]
         return out[0] if len(out) == 1 else tuple(out)
-
-    def run(self, *args, **kwargs):
-        values = self._arguments(args, kwargs)
-        with torch.no_grad():
-            results = self.kernel.run((), values)
-        wanted = [p.name for p in self.kernel.signature.outputs if _is_wanted(p, values)]
-        return self._given(values, named(wanted, results))
-
-    def fake(self, *args, **kwargs):
-        values = self._arguments(args, kwargs)
-        call = self.kernel.binder.bind_without_data(values)
-        return self._given(values, _outputs(self.kernel, call))
 
 
 class _Backward:
