@@ -9,7 +9,7 @@ setup: .venv/.ready
 # The stamp depends on what decides the environment, so a second call costs nothing.
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plots]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,dev,plots,zoo]'
 	touch $@
 
 demo: setup
