@@ -1,9 +1,14 @@
-"""A persistent pool of native threads, itself compiled from LLVM IR.
+"""The threads that run a grid: PyTorch's own, or a pool compiled here from LLVM IR.
+
+PyTorch's threads spin for milliseconds after each of its operators. Threads of ours beside them
+would fight for the same processors, so a launch joins the team of the OpenMP library that PyTorch
+has loaded: its threads are awake already, and nothing waits for a processor. Where there is no such
+library, and in a forked child, whose copy of it hangs, a pool of our own does the same work.
 
 The caller is one of the workers. A launch publishes a job, wakes the others, takes chunks of
 programs from a shared counter like everybody else, closes the job and waits for those who entered
-it: a worker that wakes too late is not waited for. Python's lock is not held meanwhile (ctypes
-releases it), and no Python code runs per program or per thread.
+it: a worker of our own pool that wakes too late is not waited for. Python's lock is not held
+meanwhile (ctypes releases it), and no Python code runs per program or per thread.
 """
 
 from __future__ import annotations
@@ -128,6 +133,24 @@ finished:
   br label %wait
 }}
 
+define internal void @member(ptr %job) {{
+entry:
+  %ids = getelementptr i8, ptr %job, i64 320
+  %me = atomicrmw add ptr %ids, i64 1 acq_rel
+  call void @work(ptr %job, i64 %me)
+  ret void
+}}
+
+define void @team(ptr %job, ptr %parallel, i32 %threads) {{
+entry:
+  %next = getelementptr i8, ptr %job, i64 128
+  %ids = getelementptr i8, ptr %job, i64 320
+  store i64 0, ptr %next
+  store atomic i64 0, ptr %ids release, align 8
+  call void %parallel(ptr @member, ptr %job, i32 %threads, i32 0)
+  ret void
+}}
+
 define i32 @spawn(ptr %job) {{
   %slot = alloca i64
   %r = call i32 @pthread_create(ptr %slot, ptr null, ptr @worker, ptr %job)
@@ -188,6 +211,10 @@ class Pool:
         self.words = (ctypes.c_int64 * 64).from_address(self.job)
         self.offset = self.job - ctypes.addressof(self.memory)
         self.words[40] = 1  # ids: the caller is worker 0
+        self.parallel = 0 if _forked else _openmp()
+        self._team = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)(
+            self.library.address("team")
+        )
         self._spawn = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)(
             self.library.address("spawn")
         )
@@ -199,19 +226,39 @@ class Pool:
     def run(self, function: int, args: int, total: int, gx: int, gy: int, gz: int, scratch: int,
             stride: int, status: int, threads: int) -> None:  # fmt: skip
         """Run every program of a grid on ``threads`` threads and return when all are done."""
+        chunk = max(1, total // (threads * 16))
+        _JOB.pack_into(self.memory, self.offset, function, args, total, gx, gy, gz, 0, scratch,
+                       stride, status, chunk)  # fmt: skip
+        if self.parallel and threads > 1:
+            return self._team(self.job, self.parallel, threads)
         while self.workers < threads - 1:
             if self._spawn(self.job):
                 threads = self.workers + 1
                 break
             self.workers += 1
-        chunk = max(1, total // (threads * 16))
-        _JOB.pack_into(self.memory, self.offset, function, args, total, gx, gy, gz, 0, scratch,
-                       stride, status, chunk)  # fmt: skip
         self.words[41] = threads
         self._run(self.job, self.workers if threads > 1 else 0)
 
 
+def _openmp() -> int:
+    """The address of GOMP_parallel in the OpenMP library that this process has loaded, or 0."""
+    for name in ("libgomp.so.1", "libiomp5.so", "libomp.so", "libomp.so.5"):
+        try:
+            library = ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):  # not loaded, or no OpenMP, or a platform without dlopen
+            continue
+    return 0
+
+
 _pools: list[Pool] = []
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    _pools.clear()
 
 
 def pool() -> Pool:
@@ -222,4 +269,4 @@ def pool() -> Pool:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)
+    os.register_at_fork(after_in_child=_after_fork)

@@ -136,7 +136,15 @@ def test_what_is_said_about_caches_is_ignored():
     assert torch.allclose(o[:12], x[:12] * 3) and torch.equal(o[12:], x[12:])
 
 
-def test_every_program_runs_once_in_many_short_launches(monkeypatch):
+@pytest.mark.parametrize("team", ["openmp", "own"])
+def test_every_program_runs_once_in_many_short_launches(monkeypatch, team):
+    from codegen.cpu.pool import pool
+
+    if team == "own":
+        monkeypatch.setattr(pool(), "parallel", 0)
+    elif not pool().parallel:
+        pytest.skip("this PyTorch has another kind of threads")
+
     @triton.jit
     def count(o, k):
         tl.store(o + tl.program_id(0), tl.load(o + tl.program_id(0)) + k)
