@@ -15,6 +15,7 @@ import torch
 
 from codegen.expr import text
 from codegen.ir import Param
+from tkpy import memory
 from tkpy.call import Call
 from tkpy.errors import CallError, NeedStatic
 from tkpy.execution import executor, launcher
@@ -42,7 +43,7 @@ class Tensor:
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
         if self.pair:
             shape, dtype = shape[:-1], torch.complex64
-        return (torch.zeros if self.zeroed else torch.empty)(shape, dtype=dtype, device=device)
+        return (memory.zeros if self.zeroed else memory.empty)(shape, dtype, device)
 
 
 @dataclass(frozen=True)

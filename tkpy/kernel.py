@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from codegen.writer import ALIGNMENT, rows_long
+from tkpy import memory
 from tkpy.backward import Backward
 from tkpy.call import Binder, Call
 from tkpy.errors import CallError, NeedStatic, TkError
@@ -213,11 +214,9 @@ class Kernel:
             dtype = spec.dtype if isinstance(spec.dtype, DType) else call.variables[spec.dtype]
             if zeroed is None:
                 zeroed = self._zeroed(call)
-            make = torch.zeros if p.name in zeroed else torch.empty
+            make = memory.zeros if p.name in zeroed else memory.empty
             call.tensors[p.name] = make(
-                call.shapes[p.name],
-                dtype=getattr(torch, TORCH_NAMES[dtype.name]),
-                device=call.device,
+                call.shapes[p.name], getattr(torch, TORCH_NAMES[dtype.name]), call.device
             )
             call.dtypes[p.name] = dtype
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tkpy import memory
 from tkpy.call import LARGE, Binder, Call, holds
 from tkpy.execution import executor
 from tkpy.signature import Condition, ConstSpec, Parameter, ScalarSpec, TensorSpec
@@ -65,7 +66,7 @@ class Plan:
         for name in self.cleared:
             values[name].zero_()  # type: ignore[attr-defined]
         for name, make, shape, dtype in self.made:
-            values[name] = make(shape, dtype=dtype, device=self.device)
+            values[name] = make(shape, dtype, self.device)
         self.launch(*[values[name] for name in self.arguments])
         if len(self.outputs) == 1:
             return values[self.outputs[0]]
@@ -177,7 +178,7 @@ class Replay:
             made=[
                 (
                     n,
-                    torch.zeros if n in zeroed else torch.empty,
+                    memory.zeros if n in zeroed else memory.empty,
                     list(call.shapes[n]),
                     call.tensors[n].dtype,
                 )
