@@ -19,13 +19,30 @@ class NotFound(TkError):
     """A name on the command line that names nothing; exit status 2, as for any usage error."""
 
 
-class _Group(TyperGroup):
+class Refusing(TyperGroup):
+    """Commands that answer what is refused with a message and an exit status."""
+
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
         except (TkError, UnknownTarget, ToolMissing) as e:
             complain(str(e))
             raise typer.Exit(2 if isinstance(e, NotFound | SettingError) else 1) from None
+
+
+class _Extended(Refusing):
+    """With the commands of packages, which are looked for where ours do not answer."""
+
+    def list_commands(self, ctx):
+        from tkpy.cli.find import commands
+
+        return list(dict.fromkeys([*super().list_commands(ctx), *commands()]))
+
+    def get_command(self, ctx, cmd_name):
+        from tkpy.cli.find import commands
+
+        own = super().get_command(ctx, cmd_name)
+        return own if own is not None else commands().get(cmd_name)
 
 
 def complain(message: str, word: str = "error") -> None:
@@ -37,7 +54,7 @@ def complain(message: str, word: str = "error") -> None:
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=_Extended,
     name="tkpy",
     no_args_is_help=True,
     add_completion=False,

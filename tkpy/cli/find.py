@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import typer
+from typer.core import TyperCommand
+
 from tkpy.cli.app import NotFound, complain
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
 
-#: The entry-point group under which packages register modules with ``kernels()`` and ``demo()``.
+#: The entry-point group of modules with ``kernels()``; they may have ``demo()``, ``commands()``.
 GROUP = "tkpy.zoo"
 
 
@@ -81,6 +84,21 @@ def registered(quiet: bool = False) -> dict[str, Found]:
                 complain(f"{name} is registered by {out[name].origin} and {entry.value}", "warning")
             else:
                 out[name] = Found(name, kernel, entry.value)
+    return out
+
+
+def commands() -> dict[str, TyperCommand]:
+    """What the typer applications that packages' ``commands()`` return add to ``tkpy``."""
+    out: dict[str, TyperCommand] = {}
+    for entry in packages():
+        try:
+            made = getattr(load_package(entry), "commands", None)
+            group = typer.main.get_command(made()) if made is not None else None
+        except Exception as e:
+            complain(f"{entry.value}.commands() failed: {_said(e)}", "warning")
+            continue
+        for name, command in getattr(group, "commands", {}).items():
+            out.setdefault(name, command)
     return out
 
 

@@ -32,12 +32,12 @@ class Train:
     steps: optimizer steps. batch: items a step, over all processes and accumulation.
     accumulate: how many pieces a process computes its share of a batch in.
     lr: the peak; it rises linearly over ``warmup`` steps and falls along ``schedule`` to ``floor``
-        times the peak at the last step.
+        times the peak when the last step is done.
     decay_all: whether weight decay applies to vectors (biases, gains) too.
     clip: largest norm of the whole gradient; None does not clip.
     autocast: the type of torch.autocast, None for none. Parameters and the optimizer are fp32.
     seed: of the weights, the order of the data, and what is random during training.
-    log_every, evaluate_every, checkpoint_every: in steps; 0 is at the end only.
+    log_every, evaluate_every, checkpoint_every: in steps; at 0 only at the end.
     checkpoint_seconds: also a checkpoint whenever so much time has passed; 0 is never.
     parallel: what joins several processes, torch's DDP or FSDP2.
     """
@@ -54,7 +54,7 @@ class Train:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     floor: float = 0.0
     clip: float | None = 1.0
-    autocast: Literal["bfloat16", "float16"] | None = None
+    autocast: Literal["bfloat16"] | None = None
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0

@@ -121,7 +121,7 @@ class System:
         Batches of ``batch`` are cut from epoch after epoch. Override to keep like lengths together
         or to walk a curriculum; it may depend on the arguments alone.
         """
-        generator = torch.Generator().manual_seed(_mixed(seed, epoch))
+        generator = torch.Generator().manual_seed(mixed(seed, epoch))
         return torch.randperm(len(data), generator=generator)
 
     def parameter_groups(self, model: nn.Module, train: Train) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def _first_tensor(batch: Any) -> Tensor:
     raise TypeError("a batch without tensors: write System.weight")
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """One seed of several numbers: splitmix64 over them, so that neighbours are unrelated."""
     state = 0
     for n in numbers:
