@@ -39,11 +39,18 @@ class Tensor:
     parts: int = 0  # leading dimensions over which partial sums are added
 
     def make(self, sizes: Mapping[str, int], device: torch.device) -> torch.Tensor:
+        make, shape, dtype = self.how(sizes)
+        return make(shape, dtype, device)
+
+    def how(
+        self, sizes: Mapping[str, int]
+    ) -> tuple[Callable[..., torch.Tensor], list[int], torch.dtype]:
+        """What ``make`` calls: the function, the shape and the type."""
         shape = eval(self.dims, {"min": min, "max": max}, dict(sizes))
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
         if self.pair:
             shape, dtype = shape[:-1], torch.complex64
-        return (memory.zeros if self.zeroed else memory.empty)(shape, dtype, device)
+        return memory.zeros if self.zeroed else memory.empty, list(shape), dtype
 
 
 @dataclass(frozen=True)

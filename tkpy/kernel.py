@@ -17,6 +17,7 @@ from tkpy.errors import CallError, NeedStatic, TkError
 from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.operator import Formula, Operator
+from tkpy.operator.recall import remember
 from tkpy.replay import Replay
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
@@ -116,6 +117,7 @@ class Kernel:
         if fn is None:
             return lambda f: self.attach_backward(f, keeps=keeps, through=through)
         self.attached = Formula(fn, keeps, through)
+        self._replay.plans.clear()
         return fn
 
     @property
@@ -175,7 +177,10 @@ class Kernel:
                     self._no_overlap(name, values)
                 return plan.run(values)
         if divert is not None and divert(args, kwargs):
-            return self.operator(args, kwargs)
+            result = self.operator(args, kwargs)
+            if likeness:
+                remember(self, self._replay, likeness, args, kwargs)
+            return result
         call = self.binder.bind(args, kwargs)  # says what is wrong
         while True:
             key = self.key_of(call)

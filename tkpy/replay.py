@@ -1,9 +1,9 @@
 """Calls like earlier ones: what was found out about a call holds for every call of its likeness.
 
 The *likeness* of a call is all that decides how it runs: which arguments are given, the shapes,
-strides, element types and devices of tensors, compile-time constants, and the executor. What it
-leaves out is the data of tensors, the addresses they lie at and the values of scalars, so the rest
-of a call's checks, which look at those, are made every time.
+strides, element types and devices of tensors, which of them autograd looks at, compile-time
+constants, and the executor. What it leaves out is the data of tensors, the addresses they lie at
+and the values of scalars, so the rest of a call's checks, which look at those, are made every time.
 """
 
 from __future__ import annotations
@@ -111,13 +111,14 @@ class Replay:
             given = itertools.chain(given, zip(pairs, kwargs.values(), strict=True))
         parts: list[object] = [len(args), *kwargs]
         device = None
+        recording = torch.is_grad_enabled()
         for (name, kind), value in given:
             of = type(value)
             if kind == _TENSOR and (of is torch.Tensor or of is torch.nn.Parameter):
                 if value.layout is not torch.strided or value.is_neg():
                     return None
-                if value.requires_grad and torch.is_grad_enabled():
-                    return None
+                if recording and value.requires_grad:
+                    parts.append(name)
                 if device is None:
                     device = value.device
                     parts.append(executor(device))
@@ -147,6 +148,24 @@ class Replay:
         described: bool = False,
     ) -> None:
         """Remember how ``call``, which has run, was run."""
+        self.remember(key, self.plan(args, kwargs, call, launch, zeroed, described))
+
+    def remember(self, key: tuple, plan) -> None:
+        """``find`` gives ``plan``, anything with ``values``, ``holds``, ``alone`` and ``run``."""
+        if len(self.plans) >= MOST:
+            self.plans.clear()
+        self.plans[key] = plan
+
+    def plan(
+        self,
+        args: tuple,
+        kwargs: dict[str, object],
+        call: Call,
+        launch: Callable[..., None],
+        zeroed: frozenset[str],
+        described: bool = False,
+    ) -> Plan:
+        """How ``call``, whose outputs are allocated, runs."""
         signature = self.binder.signature
         tensors = [p.name for p in signature.tensors if p.name in call.tensors]
         scalars = [p.name for p in signature.scalars if p.name in call.scalars]
@@ -157,9 +176,7 @@ class Replay:
         moving = {*taken, *scalars}
         known = {**call.sizes, **call.constants}
         known_names = {*known, *call.tensors, *call.scalars}
-        if len(self.plans) >= MOST:
-            self.plans.clear()
-        self.plans[key] = Plan(
+        return Plan(
             launch=launch,
             arguments=tensors + scalars,
             names=names,

@@ -63,6 +63,11 @@ def num_threads() -> int:
     return int(fixed) if fixed else torch.get_num_threads()
 
 
+# Seconds of work that are worth waking other threads for. A team waits for all its threads, and on
+# a busy machine one of them may have to wait for a processor first.
+_WORTH = 40e-6
+
+
 class _Scratch:
     """One growing block of memory, shared by all launches (they run one at a time)."""
 
@@ -232,6 +237,7 @@ class Launcher:
         self.slots_at = ctypes.addressof(self.slots)
         self.status = ctypes.c_int64(0) if self.messages else None
         self.status_at = ctypes.addressof(self.status) if self.messages else 0
+        self.cost = 0.0  # seconds a program takes, as far as is known: the first launch runs alone
 
     def __call__(self, gx, gy, gz, stream, function, packed, metadata, enter, leave, *args) -> None:
         if enter is not None:
@@ -240,12 +246,16 @@ class Launcher:
         if total > 0:
             with _lock:
                 self.pack(*args)
-                threads = min(num_threads(), total)
+                threads = min(num_threads(), total) if self.cost * total >= _WORTH else 1
                 if _watching is not None:
                     _watching.append((function, gx, gy, gz, self.slots.raw))
                 scratch = _scratch.need(self.scratch * threads)
+                begun = time.perf_counter()
                 pool().run(function, self.slots_at, total, gx, gy, gz, scratch, self.scratch,
                            self.status_at, threads)  # fmt: skip
+                cost = (time.perf_counter() - begun) * threads / total
+                # What a team takes may be time that its threads had to wait for a processor.
+                self.cost = cost if threads == 1 else min(cost, 2 * self.cost)
                 if self.messages and self.status.value:
                     number, self.status.value = self.status.value, 0
                     raise KernelError(f"device_assert failed: {self.messages[number - 1]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,14 +27,38 @@ _transforms = torch._C._functorch.peek_interpreter_stack
 _BEFORE = 3  # arguments of a recorded call that are none of the operator's
 
 
-def recorded(
-    op: torch._ops.OpOverload,
-    form: Schema,
-    backward_op: torch._ops.OpOverload | None,
-    backward_form: Schema | None,
-    operator: Operator,
-) -> Callable:
-    """The autograd kernel of the functional operator: ``backward_op`` gives its gradients."""
+@dataclass(frozen=True)
+class Pullback:
+    """The backward operator ``op`` of schema ``form``, for the functional one of ``forward``."""
+
+    op: torch._ops.OpOverload
+    form: Schema
+    forward: Schema
+
+    def __call__(
+        self,
+        values: dict[str, object],
+        results: dict[str, torch.Tensor],
+        grads: tuple[torch.Tensor | None, ...],
+        needs: set[str],
+        kept: list[torch.Tensor] | None,
+    ) -> dict[str, torch.Tensor]:
+        """Gradients by name, of inputs that are in ``needs``.
+
+        values: the functional operator's arguments. results: what it gave, those that are known.
+        grads: with respect to all it gave. kept: what the forward kept besides, None if nothing.
+        """
+        values = dict(values)
+        for n, grad in zip(self.forward.returns, grads, strict=True):
+            values[schema.result(n)], values[schema.cotangent(n)] = results.get(n), grad
+        values[schema.WANTED] = [n in needs for n in self.form.returns]
+        values[schema.KEPT], values[schema.RAN] = kept or [], kept is not None
+        place, _ = self.form.ordered(values)
+        return dict(zip(self.form.returns, _tuple(self.op(*place)), strict=True))
+
+
+def recorded(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Callable:
+    """The autograd kernel of the functional operator; ``operator.pullback`` gives gradients."""
     kernel = operator.kernel
     optional = {n for n, may in operator.outputs if may}
 
@@ -71,16 +96,12 @@ def recorded(
             saved = iter(ctx.saved_tensors)
             values = {**ctx.others, **{n: next(saved) for n in tensors}}
             results = {n: next(saved) for n in kept}
-            for n, grad in zip(form.returns, grads, strict=True):
-                values[schema.result(n)], values[schema.cotangent(n)] = results.get(n), grad
             places = {n: k for k, n in enumerate(form.index)}
             asked = {n for n in form.index if ctx.needs_input_grad[places[n] + _BEFORE]}
             # What the forward kept is for the gradients that were wanted then.
-            needs = asked if ctx.needs is None else ctx.needs
-            values[schema.WANTED] = [n in needs for n in backward_form.returns]
-            values[schema.KEPT], values[schema.RAN] = list(saved), ctx.needs is not None
-            place, _ = backward_form.ordered(values)
-            found = dict(zip(backward_form.returns, _tuple(backward_op(*place)), strict=True))
+            needs, kept = (asked, None) if ctx.needs is None else (ctx.needs, list(saved))
+            assert operator.pullback is not None
+            found = operator.pullback(values, results, grads, needs, kept)
             return (None,) * _BEFORE + tuple(found[n] if n in asked else None for n in form.index)
 
     def rule(keyset, *args, **kwargs):

@@ -14,6 +14,7 @@ from tkpy.operator.names import NAMESPACE, claim
 
 if TYPE_CHECKING:
     from tkpy.kernel import Kernel
+    from tkpy.operator.autograd import Pullback
 
 _lock = threading.RLock()
 anew(globals(), _lock=threading.RLock)
@@ -37,6 +38,7 @@ class Operator:
         self.changed = tuple(p.name for p in signature.inputs if p.spec.role == "inout")
         self.open = tuple(p.name for p in signature.inputs if isinstance(p.spec.dtype, str))
         self.differentiable = schema.differentiable(signature)
+        self.pullback: Pullback | None = None  # once registered
         self._name = ""
 
     def __repr__(self) -> str:

@@ -37,7 +37,9 @@ def register(operator: Operator, name: str) -> None:
         _library().impl(op._opname, autograd.once(op, back, operator), "Autograd", with_keyset=True)
     _define(name, forward, _Functional(operator, forward), operator)
     op, backward = _overload(name), _overload(f"{name}_backward") if back else None
-    rule = autograd.recorded(op, forward, backward, back, operator)
+    if backward is not None and back is not None:
+        operator.pullback = autograd.Pullback(backward, back, forward)
+    rule = autograd.recorded(op, forward, operator)
     _library().impl(op._opname, rule, "Autograd", with_keyset=True)
     if signature.outputs or operator.changed:
         _define_in_place(f"{name}_", operator, op, forward)
