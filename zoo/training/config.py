@@ -259,7 +259,8 @@ def _parsed(kind: Any, text: str, where: str) -> Any:
             return _convert(kind, reading, where)
         except ConfigError as e:
             errors.append(e)
-    raise errors[0]
+    likeliest = 0 if typing.get_origin(kind) is not tuple else len(readings) - 2
+    raise errors[likeliest]
 
 
 def _json(text: str) -> Any:

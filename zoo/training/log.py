@@ -49,6 +49,7 @@ class Log:
 
     folder: where ``metrics.jsonl`` grows, None for nowhere. size: how much of an older file is
     kept, in bytes. A row is ``{"step": ..., "loss": ...}`` or ``{"step": ..., "evaluation": ...}``.
+    found: step and rows of the evaluation that an older file ends with.
     """
 
     every = 0.5  # seconds
@@ -59,12 +60,14 @@ class Log:
         self._flushed = time.monotonic()
         self._file = None
         self.last: Row = {}
+        self.found: tuple[int, list[Row]] = (-1, [])
         if folder is not None:
             path = folder / FILE
             self._file = path.open("ab")
             if self._file.tell() > size:
                 self._file.truncate(size)
                 self._file.seek(size)
+            self.found = _last_evaluation(path)
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Numbers of a step, as scalars or tensors of one element; raises Diverged, later."""
@@ -136,6 +139,15 @@ class Log:
         if self.tensorboard is not None:
             self.tensorboard.close()
             self.tensorboard = None
+
+
+def _last_evaluation(path: Path) -> tuple[int, list[Row]]:
+    last = path.read_bytes().rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        row = json.loads(last)
+        return int(row["step"]), list(row["evaluation"])
+    except (ValueError, KeyError, TypeError):
+        return -1, []
 
 
 def tensorboard(folder: Path, step: int):

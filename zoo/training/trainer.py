@@ -128,7 +128,10 @@ class Trainer:
         self._began = self._saved = time.monotonic()
         deadline = math.inf if seconds is None else self._began + seconds
         self.report.started(self.run.preset_name, self.step, train.steps)
-        stopped, fresh = False, False
+        found, rows = self.log.found
+        stopped, fresh = False, self._any(found == self.step)  # killed after its last checkpoint
+        if fresh:
+            self._rows = rows
         try:
             with self._signals():
                 while self.step < train.steps:
@@ -222,11 +225,17 @@ class Trainer:
         now = time.monotonic()
         told, late = self._signal is not None, now >= deadline
         save = bool(after) and now - self._saved >= after
-        if self.processes.world > 1:
-            mine = torch.tensor([told, late, save], dtype=torch.float32, device=self.device)
-            told, late, save = (v > 0 for v in self.processes.sum(mine).tolist())
+        told, late, save = self._any(told, late, save)
         save = save or (bool(every) and self.step % every == 0)
         return told, late, save and self.step > self.run.step
+
+    def _any(self, *mine: bool) -> Any:
+        """Each of ``mine`` or'ed over the processes: a list, or one for one."""
+        every: list[bool] = list(mine)
+        if self.processes.world > 1:
+            values = torch.tensor(mine, dtype=torch.float32, device=self.device)
+            every = [v > 0 for v in self.processes.sum(values).tolist()]
+        return every if len(every) > 1 else every[0]
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
