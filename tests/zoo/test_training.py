@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_system import Pairs, Source, Toy, system
 
@@ -163,6 +163,7 @@ def test_a_group_with_a_rate_of_its_own():
 # --- the rate -------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 50), st.integers(0, 60), st.floats(0, 1),
     st.sampled_from(["cosine", "linear", "constant"]),
@@ -183,6 +184,7 @@ def test_the_rate(steps, warmup, floor, schedule):
 # --- batches --------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 23), st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 9))
 def test_every_epoch_has_every_item_once(items, batch, seed):
     preset = override(system.preset("tiny"), [f"train.batch={batch}", f"train.seed={seed}"])
@@ -197,6 +199,7 @@ def test_every_epoch_has_every_item_once(items, batch, seed):
         assert epochs[0] != epochs[1]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 23), st.integers(0, 100))
 def test_a_position_is_all_there_is(items, position):
     preset, data = system.preset("tiny"), Pairs(Source(items=items), 11)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_system import system
 
@@ -49,11 +49,13 @@ sizes = st.builds(
 )
 
 
+@settings(max_examples=30, deadline=None)
 @given(sizes)
 def test_there_and_back(config):
     assert from_json(Sizes, json.loads(json.dumps(to_json(config)))) == config
 
 
+@settings(max_examples=30, deadline=None)
 @given(sizes)
 def test_each_field_from_the_command_line(config):
     preset = Preset(Sizes(0), Inner())

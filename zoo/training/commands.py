@@ -78,7 +78,7 @@ def train(
     _usage(system.preset, preset_name)
     if resume and out is None:
         raise NotFound("--resume goes on with the run in --out DIR\n  fix: give --out")
-    processes = Processes.joined(device)
+    processes = _usage(Processes.joined, device)
     try:
         console = Console(highlight=False, quiet=not processes.first, stderr=_alone(as_json))
         folder = out or runs.new_folder(name, preset_name, processes)
@@ -130,7 +130,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Evaluate a trained model, as its system does after training."""
-    place = Processes.joined(device).device
+    place = _usage(Processes.joined, device).device
     loaded = runs.load(path, reference or None, place)
     rows = _usage(loaded.evaluate, settings or ())
     console = Console(highlight=False, stderr=_alone(as_json))
@@ -157,7 +157,7 @@ def generate(
     device: Device = None,
 ) -> None:
     """Let a trained model write, on standard output, as it goes."""
-    loaded = runs.load(path, reference or None, Processes.joined(device).device)
+    loaded = runs.load(path, reference or None, _usage(Processes.joined, device).device)
     text = sys.stdin.read() if prompt == "-" else prompt
     request = Request(text, tokens, samples, temperature, top_k, top_p, seed)
     import torch
