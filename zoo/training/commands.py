@@ -16,6 +16,8 @@ from tkpy.cli.app import NotFound, Refusing, complain
 from tkpy.errors import TkError
 from zoo.training import runs
 from zoo.training.config import ConfigError
+from zoo.training.curve import Curve
+from zoo.training.log import Report
 from zoo.training.processes import Processes
 from zoo.training.registry import find, systems
 from zoo.training.show import Bar, Lines, means, table
@@ -61,6 +63,9 @@ def train(
     as_json: Json = None,
     reference: Reference = False,
     device: Device = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Draw the loss as it falls, in place of a bar.")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Events into DIR/tensorboard, too.")
     ] = False,
@@ -85,8 +90,12 @@ def train(
         first = system.preset(preset_name).train.seed
         results: list[runs.Result] = []
         for k in range(seeds):
+            report: Report
             label = f"{name} {preset_name}" + (f", seed {first + k}" if seeds > 1 else "")
-            report = Bar(console, label) if console.is_terminal else Lines(console, label)
+            if curve:
+                report = Curve(console, label, seconds)
+            else:
+                report = Bar(console, label) if console.is_terminal else Lines(console, label)
             result = _usage(
                 runs.train,
                 name,

@@ -64,7 +64,7 @@ class Curve(Report):
         self._live: Live | None = None
 
     def started(self, title: str, step: int, steps: int) -> None:
-        self._began = time.monotonic()
+        self._began = self._now = time.monotonic()
         self._step, self._first, self._steps = step, step, steps
         if self.console.is_terminal:
             self._live = Live(
@@ -77,7 +77,7 @@ class Curve(Report):
         self.points.append((row["step"], row["loss"]))
 
     def stepped(self, step: int) -> None:
-        self._step = step
+        self._step, self._now = step, time.monotonic()
 
     def evaluated(self, step: int, rows: list[Row]) -> None:
         if self._live is not None and step < self._steps and rows:
@@ -104,7 +104,7 @@ class Curve(Report):
             Text.assemble((f"{label:>8} ", "dim"), (dots, "cyan"))
             for label, dots in zip(labels, plot(values, self.height), strict=True)
         ]
-        took = time.monotonic() - self._began
+        took = self._now - self._began
         steps = self._step - self._first
         each = f", {took / steps * 1e3:.0f} ms a step" if steps else ""
         loss = f"loss {self.points[-1][1]:.3f}, " if self.points else ""

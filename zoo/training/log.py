@@ -49,7 +49,8 @@ class Log:
 
     folder: where ``metrics.jsonl`` grows, None for nowhere. size: how much of an older file is
     kept, in bytes. A row is ``{"step": ..., "loss": ...}`` or ``{"step": ..., "evaluation": ...}``.
-    found: step and rows of the evaluation that an older file ends with.
+    last: the row last written. step: the last added. found: step and rows of the evaluation that
+    an older file ends with.
     """
 
     every = 0.5  # seconds
@@ -60,6 +61,7 @@ class Log:
         self._flushed = time.monotonic()
         self._file = None
         self.last: Row = {}
+        self.step = -1
         self.found: tuple[int, list[Row]] = (-1, [])
         if folder is not None:
             path = folder / FILE
@@ -71,6 +73,7 @@ class Log:
 
     def add(self, step: int, values: dict[str, Tensor | float]) -> None:
         """Numbers of a step, as scalars or tensors of one element; raises Diverged, later."""
+        self.step = step
         self._waiting.append((step, values))
         if time.monotonic() - self._flushed > self.every:
             self.flush()

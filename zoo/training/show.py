@@ -55,7 +55,7 @@ class Bar(Report):
         began, first = self._at
         steps = self._step - first
         each = (time.monotonic() - began) / steps * 1e3 if steps else 0.0
-        loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}, "
         return f"{loss}{each:.1f} ms a step"
 
     def evaluated(self, step: int, rows: list[Row]) -> None:

@@ -112,6 +112,7 @@ class Trainer:
         self._saved = self._began
         self._signal: int | None = None
         self._rows: list[Row] = []
+        self._latest: tuple[int, dict[str, Any]] | None = None
 
     @property
     def seconds(self) -> float:
@@ -145,6 +146,8 @@ class Trainer:
                     if fresh:
                         self._evaluate()
                 if not stopped and not fresh:
+                    if self._latest is not None and self._latest[0] != self.log.step:
+                        self.log.add(*self._latest)  # the time was up between two rows
                     self._evaluate()
                 self.save()
         finally:
@@ -169,12 +172,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         more = self.system.on_step(self.model, self.step)
+        values: dict[str, Any] = {"loss": loss, "lr": lr}
+        if norm is not None:
+            values["grad_norm"] = full(norm)
+        values |= {k: v.detach() for k, v in {**metrics, **(more or {})}.items()}
+        self._latest = self.step, values | {"seconds": round(self.seconds, 3)}
         if self._logs():
-            values: dict[str, Any] = {"loss": loss, "lr": lr}
-            if norm is not None:
-                values["grad_norm"] = full(norm)
-            values |= {k: v.detach() for k, v in {**metrics, **(more or {})}.items()}
-            self.log.add(self.step, values | {"seconds": round(self.seconds, 3)})
+            self.log.add(*self._latest)
         self.report.stepped(self.step)
 
     def _logs(self) -> bool:
