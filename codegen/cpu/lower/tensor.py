@@ -331,6 +331,10 @@ class Nest:
         memo = e.scopes[level].memo
         key = (id(t), *map(id, idx))
         hit = memo.get(key)
+        if hit is None and self.outer:
+            # What is found by what holds here only is not for a part where it may not hold.
+            key = (*key, *((id(known), id(i)) for known, i in self.outer))
+            hit = memo.get(key)
         if hit is None:
             with e.at_level(level):
                 hit = (t.at(self, idx), t, idx)

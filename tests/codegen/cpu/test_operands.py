@@ -70,3 +70,23 @@ def test_packed_before_the_loop(dtype, turn):
     packed = [op for op in func.body.entry.ops if op.name == "strip.pack"]
     assert len(packed) == 1  # the other one is made in the loop
     assert not packs.apply(func, Uses(func))
+
+
+@triton.jit
+def rows_beyond(a, b, o, M, R: tl.constexpr, K: tl.constexpr, N: tl.constexpr):
+    """The product of rows that a mask cuts off within a strip of them, all of it shown."""
+    r, k, n = tl.arange(0, R), tl.arange(0, K), tl.arange(0, N)
+    x = tl.load(a + r[:, None] * K + k[None, :], mask=(r < M)[:, None], other=0.0)
+    y = tl.load(b + k[:, None] * N + n[None, :])
+    tl.store(o + r[:, None] * N + n[None, :], tl.dot(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("m", [1, 8, 14, 15])
+def test_rows_behind_a_mask_are_zero_whatever_lies_there(dtype, m):
+    a = torch.full((16, 32), float("nan"))
+    a[:m] = torch.randn(m, 32)
+    b, o = torch.randn(32, 16).to(dtype), torch.full((16, 16), 9.0)
+    rows_beyond[(1,)](a.to(dtype), b, o, m, 16, 32, 16)
+    assert (o[:m] - a[:m].to(dtype).double() @ b.double()).abs().max() <= 1e-4
+    assert torch.equal(o[m:], torch.zeros(16 - m, 16))
