@@ -228,6 +228,12 @@ def test_one_run_a_folder(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [".lock"]
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: Not a directory"):
+        runs.train(NAME, "tiny", out=tmp_path / "file" / "run")
+
+
 def test_a_run_that_never_saved_begins_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
     result = runs.train(NAME, "tiny", settings=["train.steps=2"], out=tmp_path, resume=True)

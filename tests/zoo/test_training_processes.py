@@ -186,7 +186,7 @@ found = {
 """
 
 _ACROSS = """
-
+here = Path(sys.argv[1])
 changed = {}
 for name, first, second in (("grown", (1, "ddp"), (2, "fsdp")), ("shrunk", (2, "fsdp"), (1, "ddp"))):
     run(name, first[0], "train.parallel=" + first[1], "train.steps=7", "train.schedule=constant")
@@ -195,6 +195,7 @@ found = {"whole": run("flat", 1, "train.schedule=constant"), **changed}
 """
 
 _SIGNAL = """
+here = Path(sys.argv[1])
 os.environ["TOY_PAUSE"] = "0.05"
 pids = start(here / "a", 2, "train.steps=60")
 while not (here / "a" / "metrics.jsonl").exists() or not (here / "a" / "metrics.jsonl").stat().st_size:

@@ -153,8 +153,12 @@ def _alone(out: Path, processes: Processes) -> Iterator[None]:
     if not processes.first:
         yield
         return
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as e:
+        raise ConfigError(f"{out} cannot be written: {e.strerror or e}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
