@@ -42,6 +42,21 @@ def train_ops(
 
 
 @app.command()
+def vq(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    only: Annotated[str, typer.Option(help="Only work whose name contains this.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads for both sides.")] = 2,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory too, a process a row.")] = True,
+) -> None:
+    """Vector quantisation beside the package vector-quantize-pytorch: milliseconds, megabytes."""
+    from bench.vq import run
+
+    rows = run(only, threads, memory)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+@app.command()
 def table(json_file: Annotated[Path, typer.Argument(help="What --json wrote.")]) -> None:
     """Rows of a measurement as a Markdown table."""
     from bench.table import markdown

@@ -42,7 +42,11 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "gemm": (("gemm",), None, None),
     "softmax": (("softmax",), None, None),
     "cross entropy": (("cross_entropy",), None, None),
-}
+    "vector quantisation": (
+        ("nearest_code", "vector_quantize", "vector_quantize_gradient"), None, None,
+    ),
+    "codebooks": (("code_sums", "ema_codebook"), None, None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

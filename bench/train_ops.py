@@ -200,7 +200,11 @@ def peak_of(name: str, side: str) -> float:
 
 def _peak(name: str, side: str) -> None:
     torch.manual_seed(0)
-    step = work()[name]().step(side)
+    print(peak_of_this(work()[name]().step(side)))
+
+
+def peak_of_this(step: Callable[[], object]) -> float:
+    """Megabytes that the second call of ``step`` adds to this process at its peak."""
     step()  # compiles, and fills pools that live on
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what is free is no longer this process's
@@ -208,7 +212,7 @@ def _peak(name: str, side: str) -> None:
         f.write("5")  # the peak counts from here
     before = _status("VmRSS")
     step()
-    print((_status("VmHWM") - before) / 1024)
+    return (_status("VmHWM") - before) / 1024
 
 
 def _status(key: str) -> int:
@@ -253,4 +257,4 @@ def run(only: str, threads: int, memory: bool) -> list[dict]:
     return rows
 
 
-__all__ = ["Row", "Step", "chunked_based", "peak_of", "run", "work"]
+__all__ = ["Row", "Step", "chunked_based", "peak_of", "peak_of_this", "run", "work"]

@@ -6,6 +6,7 @@ from zoo_helpers import made, outputs, poisoned, same_bits
 
 import zoo
 from tkpy.execution import strict
+from zoo.kernels.codebook import owners
 from zoo.kernels.fft import factors_of
 from zoo.kernels.fft import tables as tables_of
 from zoo.kernels.fftconv import spectrum
@@ -124,15 +125,39 @@ CASES = {
         (made(2, 3, 5), made(2, 3, 5, seed=1), made(2, 3, 23, seed=2)),
         state(2, 3, 5, 23),
     ),
+    "nearest_code": ("nearest_code", (made(2, 41, 5), made(2, 33, 5, seed=2)), {"rows": 32, "cols": 16}),
+    "vector_quantize": (
+        "vector_quantize",
+        (made(2, 41, 5), made(2, 33, 5, seed=2)),
+        {"mask": torch.arange(41) % 3 > 0, "error": True, "metric": "cosine"},
+    ),
+    "vector_quantize_gradient": (
+        "vector_quantize_gradient",
+        (made(2, 41, 5), made(2, 41, 5, seed=2), torch.arange(82).view(2, 41) % 9 - 1),
+        {"from_q": made(2, 41, 5, seed=4), "from_commitment": made(2, 41, seed=6)},
+    ),
+    "code_sums": (
+        "code_sums",
+        (made(2, 41, 5), *owners(torch.arange(82).view(2, 41) % 9 - 1, 8)),
+        {"weights": made(2, 41, seed=2), "total": True},
+    ),
+    "ema_codebook": (
+        "ema_codebook",
+        (made(2, 41).abs(), made(2, 41, 5), torch.ones(2), made(2, 41).abs(), made(2, 41, 5, seed=2)),
+        {"metric": "cosine"},
+    ),
 }  # fmt: skip
 
 
 #: Cases of larger kernels of which another case, or fp32, is tried every time.
 SLOW = {
     "linear_attention with state", "mamba2 with state", "hedgehog, sliding, with state",
-    "linear_cross_entropy",
+    "linear_cross_entropy", "nearest_code", "ema_codebook",
 }  # fmt: skip
-LARGE = {"linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu"}
+LARGE = {
+    "linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu",
+    "vector_quantize", "vector_quantize_gradient", "code_sums",
+}  # fmt: skip
 #: Cases whose kernel another case tries every time.
 TWICE = {
     "based of one chunk",

@@ -115,5 +115,5 @@ def poisoned(kernel, *args, **keywords) -> dict[str, torch.Tensor]:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """True if two tensors agree in every bit, NaNs and signs of zero included."""
-    integer = {4: torch.int32, 2: torch.int16}[a.element_size()]
+    integer = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
     return torch.equal(a.contiguous().view(integer), b.contiguous().view(integer))

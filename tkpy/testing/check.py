@@ -130,7 +130,8 @@ def check(
             Default: what ``@kernel.reference`` registered, with its options.
         seed: the same seed runs the same examples.
         terms: like ``reference``, but returns for each output the elementwise sum of |terms|.
-            Derived from the reference where it is not given.
+            Derived from the reference where it is not given. Integer outputs must be equal, but
+            where their terms are infinite: there rounding decides (which of two is nearest).
         sizes: bounds of named dimensions and integer scalars: ``{"D": (1, 128), "G": [1, 2]}``.
         dtypes: torch dtypes of type variables; default float32, bfloat16 and float16.
         poison: also run variants with NaN in dead elements.

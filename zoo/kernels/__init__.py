@@ -29,6 +29,11 @@ _MODULES = {
     "hedgehog": "hedgehog",
     "based": "based",
     "based_decode": "based",
+    "nearest_code": "vector_quantize",
+    "vector_quantize": "vector_quantize",
+    "vector_quantize_gradient": "vector_quantize",
+    "code_sums": "codebook",
+    "ema_codebook": "codebook",
 }
 
 

@@ -1,0 +1,1 @@
+"""VQ-VAE with the rotation trick: see README.md beside this file."""
