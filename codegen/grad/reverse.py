@@ -26,6 +26,7 @@ from codegen.grad.activity import active_values
 from codegen.grad.emit import Emit
 from codegen.grad.own import untold
 from codegen.grad.rules import NONE, REFUSED, RULES
+from codegen.grad.scans import MANY
 from codegen.ir import Function, Op, Param, Region, Type, Value, f32, loop_parts
 from codegen.ops import TABLE
 from codegen.ops.base import IRError
@@ -253,7 +254,8 @@ class Reverse:
             self._contribute(op, gs[0])  # type: ignore[arg-type]
         elif op.kind in RULES:
             try:
-                RULES[op.kind](Context(self, scope, op), op, gs[0])  # type: ignore[arg-type]
+                g = gs if op.kind in MANY else gs[0]
+                RULES[op.kind](Context(self, scope, op), op, g)  # type: ignore[arg-type]
             except IRError as e:
                 raise NoGradient(op, e.message, e.fix) from None
         elif op.kind not in NONE:

@@ -1,4 +1,4 @@
-"""The adjoint of every operation: one row a kind, ``RULES``.
+"""The adjoint of every operation: one row a kind, ``RULES``. Those of scans are in ``scans.py``.
 
 A rule gets the operation ``op`` of the forward program, the adjoint ``g`` of its result, and a
 context that knows the forward values and takes the operands' adjoints:
@@ -15,9 +15,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from codegen.ir import Op, Region, Value, f32
+from codegen.ir import Op, Value, f32
 from codegen.ops.base import IRError
-from codegen.rewrite import build
 
 if TYPE_CHECKING:
     from codegen.grad.reverse import Context
@@ -266,7 +265,7 @@ def _expr(n):
     return sympy.sympify(n)
 
 
-# -- reductions and scans ----------------------------------------------------------------------
+# -- reductions ----------------------------------------------------------------------------------
 
 
 @rule("reduce")
@@ -302,53 +301,6 @@ def _reduce(x, op, g):
     x.gives(0, x.map("mul", x.emit.spread(g, source), others))
 
 
-@rule("scan")
-def _scan(x, op, g):
-    axis, reverse = op.attrs["axis"], op.attrs["reverse"]
-    g = x.emit.shaped(g, op.result.type.like(dtype=f32))  # zeros move the sums of others
-    if op.attrs["op"] == "sum":
-        x.gives(0, x.emit.value("scan", g, op="sum", axis=axis, reverse=not reverse))
-        return
-    # d/dx[k] = (product of those before k) r[k], r[k] = g[k] + x[k + 1] r[k + 1].
-    v = x.wide(0)
-    one = x.emit.full(v.type, 1.0)
-    before, _ = _associative(x, [one, v], axis, reverse, _exclusive_product)
-    rest, _, _ = _associative(x, [g, one, v], axis, not reverse, _suffix)
-    x.gives(0, x.map("mul", before, rest))
-
-
-def _exclusive_product(e, left, right):
-    """(product of all but the last, product of all) of two runs."""
-    return [e("mul", left[1], right[0]), e("mul", left[1], right[1])]
-
-
-def _suffix(e, left, right):
-    """(r, product of all but the first met, first met) of two runs, where the scan goes backwards.
-
-    ``left`` is what was met first, that is the later run.
-    """
-    r2, q2, f2 = left
-    r1, q1, f1 = right
-    step = e("mul", q1, f2)
-    return [e("add", r1, e("mul", step, r2)), e("mul", step, q2), f1]
-
-
-def _associative(x, operands, axis, reverse, combine):
-    args = [Value(v.type.like(axes=(), orient=None)) for v in (*operands, *operands)]
-    region = Region(args)
-
-    def e(kind, *values):
-        op = build(x.emit.fn, kind, list(values), loc=x.emit.loc)
-        region.ops.append(op)
-        return op.result
-
-    half = len(operands)
-    out = combine(e, args[:half], args[half:])
-    region.ops.append(build(x.emit.fn, "yield", out, loc=x.emit.loc))
-    attrs = {"axis": axis, "reverse": reverse}
-    return x.emit.op("associative_scan", operands, attrs, [region]).results
-
-
 # -- what has no derivative --------------------------------------------------------------------
 
 #: Kinds through which no gradient flows, and why.
@@ -369,7 +321,6 @@ REFUSED: dict[str, str] = {
     "rank_key": "the values that tk.topk returns",
     "largest": "the values that tk.topk returns",
     "unkey": "the values that tk.topk returns",
-    "associative_scan": "a scan with an operator of your own",
     "place": "a derivative: there are no second ones",
     "row_inner": "a derivative: there are no second ones",
     "store_min": "a minimum taken in memory",

@@ -19,7 +19,6 @@ from tkpy.errors import CompileError
 
 #: Kernels that are refused, and what the message says.
 REFUSALS = {
-    "operators": "a scan with an operator of your own",
     "rows_by_index": "gather_rows",
     "largest": "the values that tk.topk returns",
     "control": "the loop carries count",

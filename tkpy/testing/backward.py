@@ -7,12 +7,18 @@ intermediate result of the reference and of its backward pass are moved by a ran
 gradient counts with the sum of all that it is made of, however much of that cancels. A backward
 rounds about twice as often as its forward, so that ``c`` and ``roundings`` are doubled.
 
-Where the reference has no finite gradient, nothing is asked of the kernel.
+Where the reference has no finite gradient, nothing is asked of the kernel. Where an output has
+overflowed in its own type (fp16), a gradient need not be a number: backwards read what the forward
+has stored, as PyTorch's own do, and inf * 0 is none. What is a number is held all the same.
+
+Of a backward alone, whatever the reference says: it is linear in the gradients of the outputs.
+Rounding is symmetric, so their negative gives the negative to the last bit; and the gradients that
+two disjoint parts of them give add up to what the whole gives, within the bounds of the three.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +49,7 @@ class BackwardRunner(Runner):
 
     kinds: Sequence[str] = ("integers", "normal", "big", "tiny", "mixed")
     poisons: Poisoned | None = field(default=None)
+    overflowed: bool = field(default=False)  # an output of the last run is not finite
 
     def run(self, example: Example) -> None:
         """Raises Failed if a gradient of ``example`` is not as it must be."""
@@ -55,18 +62,19 @@ class BackwardRunner(Runner):
         if not wrt or not given:
             return
         cotangents = self._cotangents(example, call, given)
-        ask = (example, arguments, cotangents, wrt)
-        got = self._gradients(kernel.backward, *ask)
-        again = self._gradients(kernel.backward, *ask)
+        run = self._gradients(kernel.backward, example, arguments, wrt)
+        got, again = run(cotangents), run(cotangents)
         for n in wrt:
             if not same_bits(got[n], again[n]):
                 raise self._fail(example, f"the gradient of {n} differs between two runs")
-        self._agree(example, arguments, cotangents, wrt, got)
+        expected = self._answer(example, cotangents, wrt)
+        self._agree(example, expected, got)
+        self._linear(example, expected, cotangents, got, run)
         if example.setting.poison:
             self.poisons = self.poisons or Poisoned(kernel, kernel.backward.constants)
-            poisoned = self._gradients(self.poisons, *ask)
+            poisoned = self._gradients(self.poisons, example, arguments, wrt)(cotangents)
             # Not the same bits: what is overwritten in between is not fused with what follows.
-            self._agree(example, arguments, cotangents, wrt, poisoned, "with NaN in dead elements ")
+            self._agree(example, expected, poisoned, "with NaN in dead elements ")
 
     def _smooth(self, example: Example) -> Example:
         """``example`` with values at which the kernel has one derivative."""
@@ -93,31 +101,65 @@ class BackwardRunner(Runner):
                 out[p.name] = made.to(getattr(torch, TORCH_NAMES[dtype.name]))
         return out
 
-    def _gradients(self, backward, example, arguments, cotangents, wrt) -> dict[str, torch.Tensor]:
+    def _gradients(self, backward, example, arguments, wrt) -> Callable:
+        """From cotangents by name to gradients by name; one run of the forward serves all."""
         try:
             outs, saved = backward.forward(arguments, wrt)
             call = self.plan.kernel.binder.bind((), dict(arguments))
-            cts = [cotangents.get(p.name) for p in call.wanted]
-            return backward.gradients(arguments, outs, saved, cts, wrt)
         except Exception as e:
             raise self._fail(example, f"{type(e).__name__}: {e}") from e
+        self.overflowed = any(_inexact(o) and not bool(o.isfinite().all()) for o in outs)
 
-    def _agree(self, example, arguments, cotangents, wrt, got, how="") -> None:
+        def run(cotangents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            cts = [cotangents.get(p.name) for p in call.wanted]
+            try:
+                return backward.gradients(arguments, outs, saved, cts, wrt)
+            except Exception as e:
+                raise self._fail(example, f"{type(e).__name__}: {e}") from e
+
+        return run
+
+    def _answer(self, example, cotangents, wrt) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """``_expected``; empty where the reference has no answer for an empty input."""
         inputs = {n: t for n, (t, _) in self.plan.inputs(example).items()}
         try:
-            expected = self._expected(example, inputs, cotangents, wrt)
+            return self._expected(example, inputs, cotangents, wrt)
         except ReferenceRaised as e:
             if 0 in example.sizes.values():
-                return
+                return {}
             raise self._fail(example, f"autograd of the reference raised {e}") from e
+
+    def _agree(self, example, expected, got, how="", what="") -> None:
         for n, (want, bound) in expected.items():
             out = _in_parts(got[n])
             told = want.isfinite() & bound.isfinite()
+            if self.overflowed:
+                told &= out.isfinite()
             quiet = torch.where(told, out.double(), 0.0).to(out.dtype)
             verdict = compare(quiet, torch.where(told, want, 0.0), torch.where(told, bound, 1.0))
             self.worst = max(self.worst, verdict.ratio)
             if not verdict.ok:
-                raise self._wrong(example, f"{how}the gradient of {n}", verdict)
+                raise self._wrong(example, f"{how}the gradient of {n}{what}", verdict)
+
+    def _linear(self, example, expected, cotangents, got, run) -> None:
+        """The backward is linear in ``cotangents``, of which ``got`` are the gradients."""
+        minus = run({n: -g for n, g in cotangents.items()})
+        for n in expected:
+            a, b = _in_parts(got[n]), -_in_parts(minus[n])
+            if not bool(((a == b) | (a.isnan() & b.isnan())).all()):
+                raise self._fail(
+                    example,
+                    f"the gradient of {n} is not linear in those of the outputs: their negative "
+                    f"does not give its negative ({self._where(a, b)})",
+                )
+        half = {n: _half(g) for n, g in cotangents.items()}
+        one = run(half)
+        two = run({n: g - half[n] for n, g in cotangents.items()})
+        sums = {
+            n: ((_in_parts(one[n]).double() + _in_parts(two[n]).double()), 3 * bound)
+            for n, (_, bound) in expected.items()
+        }
+        self._agree(example, sums, got, what=", against the sum of those of two parts")
 
     def _expected(self, example, inputs, cotangents, wrt):
         """For each input its gradient in fp64, and how far off a kernel may be."""
@@ -175,6 +217,12 @@ class BackwardRunner(Runner):
             slack = 2.0**-40 * float(t.max()) if t.numel() else 0.0
             out[n] = (want, model.bound(want, t, dtype, tensors) + slack)
         return out
+
+
+def _half(g: torch.Tensor) -> torch.Tensor:
+    """``g`` with every other element zero, and so exactly a part of it."""
+    kept = torch.arange(g.numel(), device=g.device).view(g.shape) % 2 == 0
+    return torch.where(kept, g, torch.zeros((), dtype=g.dtype))
 
 
 def _inexact(t: torch.Tensor) -> bool:

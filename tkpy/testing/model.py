@@ -93,18 +93,26 @@ class _Noise:
             _Noise.row = torch.from_numpy(drawn.clip(-_CLIP, _CLIP) * _STEP)
 
     def move(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` with every finite element moved, relative to itself."""
+        """``x`` with every finite element moved, relative to itself.
+
+        A complex number moves by its modulus in either part: what is rounded in the real part of
+        a b is Re a Re b and Im a Im b, of which the difference may be small.
+        """
+        if x.is_complex():
+            size = x.abs()
+            return x + torch.complex(self.move(size) - size, self.move(size) - size)
         row = _Noise.row
         assert row is not None
         count = x.numel()
         if count > row.numel() // 2:
             row = row.repeat(-(-2 * count // row.numel()))
         first = self.rng.randrange(row.numel() - count)
-        return torch.addcmul(x, x, row[first : first + count].view(x.shape))
+        moved = torch.addcmul(x, x, row[first : first + count].view(x.shape))
+        return torch.where(x.isinf(), x, moved)  # -inf less some of it is no number
 
 
 class _MoveResults(TorchDispatchMode):
-    """Moves the result of every arithmetic operation on float64 tensors."""
+    """Moves the result of every arithmetic operation on float64 and complex128 tensors."""
 
     def __init__(self, noise: _Noise):
         super().__init__()
@@ -114,7 +122,7 @@ class _MoveResults(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if (
             isinstance(out, torch.Tensor)
-            and out.dtype is torch.float64
+            and out.dtype in (torch.float64, torch.complex128)
             and func.overloadpacket.__name__ not in _EXACT
             and not any(r.alias_info for r in func._schema.returns)
             and any(isinstance(a, torch.Tensor) for a in args)
@@ -129,7 +137,7 @@ _EXACT = frozenset(
     clone copy cat stack index gather where masked_fill repeat flip roll neg abs _to_copy max min
     amax amin maximum minimum clamp relu sign index_select constant_pad_nd masked_select tril triu
     index_put scatter slice_scatter select_scatter sort floor ceil round trunc zeros_like ones_like
-    full_like nan_to_num
+    full_like nan_to_num complex conj_physical _conj_physical
     """.split()  # noqa: SIM905
 )
 
