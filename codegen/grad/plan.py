@@ -117,7 +117,7 @@ def _check(fn: Function) -> None:
         if op.kind.startswith(("store", "scatter")):
             written.setdefault(op.attrs["param"], []).append(op)
     for op in fn.body.walk():
-        if op.kind == "load" and op.attrs["param"] in written:
+        if op.kind in ("load", "gather_rows") and op.attrs["param"] in written:
             raise NoGradient(
                 op,
                 f"{op.attrs['param']} is read and written: what it held is gone by the backward",
@@ -160,6 +160,8 @@ def _turned(
         owners = [owner(whole.fn, s) for s, _ in whole.sites if s.attrs["param"] == f"d_{name}"]
         if not owners or not all(o.loops and o.shared_programs(whole.fn) for o in owners):
             continue
+        if any(s.kind != "store" for s, _ in whole.sites if s.attrs["param"] == f"d_{name}"):
+            continue  # rows chosen by an index: any program may meet any other
         first = owners[0]
         key = (id(first.loops[0]), tuple(map(str, first.shared_programs(whole.fn))))
         groups.setdefault(key, []).append(name)

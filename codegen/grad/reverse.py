@@ -36,6 +36,9 @@ from codegen.passes.fold import fold
 
 _PLACE = ("start", "tile", "sides", "limit", "checks")
 
+#: What writes outputs: where the adjoint of a value begins.
+OUTPUTS = frozenset(["store", "store_add", "scatter_rows", "scatter_add_rows"])
+
 
 class NoGradient(Exception):
     """The kernel has no derivative with respect to what was asked: the operation, and why."""
@@ -166,8 +169,7 @@ class Reverse:
 
     def _reload(self, store: Op, v: Value, scope: Scope) -> None:
         """A value that took products to make is read from the output that holds it."""
-        attrs = {k: store.attrs[k] for k in ("param", *_PLACE)}
-        out = self.emit.value("load", **attrs)
+        out = self.emit.value("load", param=store.attrs["param"], **_place(store))
         if not v.type.rank or any(
             a.meet(b) != b for a, b in zip(out.type.axes, v.type.axes, strict=True)
         ):
@@ -237,7 +239,7 @@ class Reverse:
     def _backwards(self, ops: list[Op], scope: Scope) -> None:
         for op in reversed(ops):
             self.emit.loc = op.loc
-            if op.kind in ("store", "store_add"):
+            if op.kind in OUTPUTS:
                 self._seed(op, scope)
             elif op.kind == "for":
                 self._loop(op, scope)
@@ -250,8 +252,8 @@ class Reverse:
         gs = [scope.adjoints.pop(v, None) for v in op.results]
         if all(g is None for g in gs) or not set(op.results) & self.active:
             return
-        if op.kind == "load":
-            self._contribute(op, gs[0])  # type: ignore[arg-type]
+        if op.kind in ("load", "gather_rows"):
+            self._contribute(op, gs[0], scope)  # type: ignore[arg-type]
         elif op.kind in RULES:
             try:
                 g = gs if op.kind in MANY else gs[0]
@@ -270,8 +272,10 @@ class Reverse:
         v, name = op.operands[0], op.attrs["param"]
         if v not in self.active or name not in self.given:
             return
-        attrs = {k: op.attrs[k] for k in _PLACE}
-        g = self.emit.wide(self.emit.op("load", [], {"param": f"d_{name}", **attrs}).result)
+        attrs = {"param": f"d_{name}", **_place(op)}
+        rows = [scope.env.get(r, r) for r in op.operands[1:]]
+        g = self.emit.op("gather_rows" if rows else "load", rows, attrs).result
+        g = self.emit.wide(g)
         g = self.emit.spread(g, v.type.like(dtype=f32)) if g.type.rank >= v.type.rank else g
         if v.type.rank < g.type.rank:
             g = self.emit.adjoint_of(v.type, g)
@@ -281,13 +285,14 @@ class Reverse:
             g = self.emit.map("where", first, g, 0.0)
         scope.adjoints[v] = self.emit.add(scope.adjoints.get(v), g, v.type)
 
-    def _contribute(self, op: Op, g: Value) -> None:
+    def _contribute(self, op: Op, g: Value, scope: Scope) -> None:
         name = op.attrs["param"]
         if name not in self.wrt:
             return
-        attrs = {k: op.attrs[k] for k in _PLACE}
         g = self.emit.shaped(g, op.result.type.like(dtype=f32))
-        store = self.emit.op("store", [g], {"param": f"d_{name}", **attrs})
+        rows = [scope.env.get(r, r) for r in op.operands]
+        kind = "scatter_add_rows" if rows else "store"
+        store = self.emit.op(kind, [g, *rows], {"param": f"d_{name}", **_place(op)})
         self.sites.append((store, op))
 
     def _loop(self, op: Op, scope: Scope) -> None:
@@ -347,7 +352,7 @@ class Reverse:
             self._backwards(body.ops[:-1], inner)
             for v in direct:
                 if v in inner.adjoints:
-                    self._contribute(v.op, inner.adjoints[v])  # type: ignore[arg-type]
+                    self._contribute(v.op, inner.adjoints[v], inner)  # type: ignore[arg-type]
             out = []
             for k, t in zip(carries, wide, strict=True):
                 g = inner.adjoints.get(body.args[k])
@@ -477,6 +482,11 @@ def most(e: Expr, fn: Function) -> Expr:
     raise NoGradient(None, f"how often a loop runs is not told by the sizes: {e}")
 
 
+def _place(op: Op) -> dict[str, object]:
+    """Where ``op`` accesses memory, as attributes."""
+    return {k: op.attrs[k] for k in (*_PLACE, "row_dim") if k in op.attrs}
+
+
 def _loaded(v: Value, wrt: frozenset[str]) -> bool:
     return v.op is not None and v.op.kind == "load" and v.op.attrs["param"] in wrt
 
@@ -503,9 +513,7 @@ def _outside(region: Region, active: set[Value]) -> list[Value]:
 def _seeded(region: Region, given: frozenset[str], active: set[Value]) -> bool:
     """True if something active is stored inside."""
     return any(
-        op.kind in ("store", "store_add")
-        and op.attrs["param"] in given
-        and op.operands[0] in active
+        op.kind in OUTPUTS and op.attrs["param"] in given and op.operands[0] in active
         for op in region.walk()
     )
 
@@ -544,7 +552,8 @@ def clean(fn: Function) -> None:
         before = now
         drop_dead(fn)
         # What is added to in memory is read by that.
-        read = {op.attrs["param"] for op in fn.body.walk() if op.kind in ("load", "store_add")}
+        adding = ("load", "store_add", "gather_rows", "scatter_add_rows")
+        read = {op.attrs["param"] for op in fn.body.walk() if op.kind in adding}
         dead = {p.name for p in fn.params if p.role == "inout" and p.name not in read}
         _remove(fn.body, lambda op, dead=dead: op.kind == "store" and op.attrs["param"] in dead)
         if not any(p.role == "inout" and p.name in read for p in fn.params):

@@ -17,6 +17,7 @@ import sympy
 from codegen.expr import Expr, FloorDiv, Max, Min, Symbol, cdiv
 from codegen.grad.emit import Emit
 from codegen.grad.own import Owner, covers, disputed, owner
+from codegen.grad.rows import add_rows, copies
 from codegen.ir import DType, Function, Op, Region, Value, f32
 
 #: The most partial sums that a gradient is added up from.
@@ -71,7 +72,7 @@ def settle(
         if shared[name]:
             continue
         p = fn.param(f"d_{name}")
-        alone = all(not owners[id(s)].shared_loops() for s in stores)
+        alone = all(s.kind == "store" and not owners[id(s)].shared_loops() for s in stores)
         if alone and not any(
             disputed(a, b, owners[id(a)], owners[id(b)]) is not None
             for k, a in enumerate(stores)
@@ -101,7 +102,7 @@ def _disputed(stores: list[Op], owners: dict[int, Owner]) -> set[Symbol]:
 
 def _atomic(fn: Function, stores: list[Op]) -> None:
     for s in stores:
-        s.kind = "store_add"
+        s.kind = "store_add" if s.kind == "store" else s.kind
 
 
 def _add_in_memory(fn: Function, store: Op) -> None:
@@ -111,9 +112,13 @@ def _add_in_memory(fn: Function, store: Op) -> None:
     emit = Emit(fn, Region())
     emit.loc = store.loc
     emit.op("barrier")
-    there = emit.op("load", [], dict(store.attrs)).result
     v = store.operands[0]
     made = v.op
+    if store.kind == "scatter_add_rows":
+        add_rows(emit, store)
+        region.ops = [*region.ops[:at], *emit.regions[0].ops, *region.ops[at:]]
+        return
+    there = emit.op("load", [], dict(store.attrs)).result
     if made is not None and made.kind == "mma" and len(made.operands) == 2:
         inner = emit.shaped(there, made.result.type)
         total = emit.op("mma", [*made.operands, inner], made.attrs).result
@@ -150,6 +155,10 @@ def _partial(
     """A run of values of one program id becomes one program, which adds up in order."""
     common = [s for s, _ in fn.grid if all(s in shared[n] for n in stores)]
     walked = max(common, key=lambda s: _weight(fn, s)) if common else None
+    chosen = [s for mine in stores.values() for s in mine if s.kind == "scatter_add_rows"]
+    # A part has room for the whole of a table: programs that share it are few.
+    inside = [s for n in stores for s in shared[n] if s != walked] if chosen else []
+    inside = list(dict.fromkeys(inside))
     out = []
     carried: list[tuple[Op, str]] = []
     run: Symbol | None = None
@@ -165,12 +174,14 @@ def _partial(
         if programs:
             others = sympy.Mul(*(c for s, c in fn.grid if s != walked))
             most = Min(PARTS, FloorDiv(programs - 1, Max(others, 1)) + 1)
+        for store in chosen:
+            most = Min(most, Max(copies(fn, store, counts[walked]), 1))
         length = Max(cdiv(counts[walked], most), 1)
         runs = FloorDiv(counts[walked] + length - 1, length)
     for name, mine in stores.items():
         p = fn.param(f"d_{name}")
         outer = [(run, runs)] if walked is not None else []
-        outer += [(s, counts[s]) for s in shared[name] if s != walked]
+        outer += [(s, counts[s]) for s in shared[name] if s != walked and s not in inside]
         p.dims = (*(c for _, c in outer), *p.dims)
         p.labels = ()
         p.unit_inner = True
@@ -180,7 +191,15 @@ def _partial(
             s.attrs["start"] = (*(x for x, _ in outer), *s.attrs["start"])
             s.attrs["tile"] = tuple(tuple(d + lead for d in which) for which in s.attrs["tile"])
             s.attrs["checks"] = (*[(False, False)] * lead, *s.attrs["checks"])
-        once = len(mine) == 1 and not owners[id(mine[0])].loops and not owners[id(mine[0])].branch
+            if "row_dim" in s.attrs:
+                s.attrs["row_dim"] += lead
+        once = not inside and mine[0].kind == "store"
+        once = (
+            once
+            and len(mine) == 1
+            and not owners[id(mine[0])].loops
+            and not owners[id(mine[0])].branch
+        )
         once = once and not ({walked} | owners[id(mine[0])].dynamic) & mine[0].attr_symbols()
         if once:
             carried.append((mine[0], name))
@@ -189,6 +208,9 @@ def _partial(
             for s in mine:
                 _add_in_memory(fn, s)
         out.append(Gradient(name, lead, True))
+    for s in inside:
+        fn.grid = [(other, c) for other, c in fn.grid if other != s]
+        _walk_run(fn, s, sympy.Integer(0), counts[s], [])
     if walked is None:
         return out
     assert run is not None

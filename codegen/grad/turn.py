@@ -309,7 +309,7 @@ class _Copy:
             inner.ops = [self.op(o) for o in region.ops]
             new.regions.append(inner)
         new.results = [self._value(v, new) for v in op.results]
-        if op.kind == "store":
+        if op.kind in ("store", "scatter_add_rows"):
             self.stores[id(op)] = new
         return new
 

@@ -19,11 +19,8 @@ from tkpy.errors import CompileError
 
 #: Kernels that are refused, and what the message says.
 REFUSALS = {
-    "rows_by_index": "gather_rows",
     "largest": "the values that tk.topk returns",
     "control": "the loop carries count",
-    "moves_fp8e4m3": "gather_rows",
-    "moves_fp8e5m2": "gather_rows",
     "products_fp8e4m3": "rounded to fp8e4m3",
     "products_fp8e5m2": "rounded to fp8e5m2",
 }
@@ -94,7 +91,8 @@ def test_without_rounding(name, sizes):
     want = autograd(meaning, given, derived.wrt, cts, [p.name for p in derived.call.wanted])
     for n in derived.wrt:
         scale = 1 + np.abs(want[n]).max(initial=0)
-        assert np.abs(got[n] - want[n]).max(initial=0) <= 1e-12 * scale, n
+        close = 1e-6 if "fp8" in name else 1e-12  # those references pass through fp32
+        assert np.abs(got[n] - want[n]).max(initial=0) <= close * scale, n
 
 
 @pytest.mark.slow

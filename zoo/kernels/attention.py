@@ -116,4 +116,8 @@ def _attention_reference(q, k, v, scale=None, window=None, *, causal=False, rows
     s, seen = _scores(q, k, scale, window, causal)
     s = s.masked_fill(~seen, -math.inf)
     v = v.repeat_interleave(q.shape[1] // v.shape[1], 1)
-    return s.softmax(-1).masked_fill(~seen, 0) @ v, s.logsumexp(-1)
+    # One division by the sum of weights, as the kernel: then what a row's gradients have in common,
+    # the product of o and its gradient, is a sum of the terms that the kernel rounds.
+    p = torch.exp(s - s.amax(-1, keepdim=True).clamp(min=LOWEST).detach())
+    total = p.sum(-1, keepdim=True)
+    return (p @ v) / torch.where(total == 0, 1.0, total), s.logsumexp(-1)
