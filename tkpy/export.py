@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 #: What a file must contain for ``write`` to replace it unasked.
 MARK = "Written by `tkpy export`"
-_RESERVED = {"torch", "triton", "tl", "_launch"}
+RESERVED = {"torch", "triton", "tl", "_launch"}
 
 
 def export_source(kernel: Kernel, setting: Setting | None = None, target: str = CPU) -> str:
@@ -52,7 +52,7 @@ def export_source(kernel: Kernel, setting: Setting | None = None, target: str = 
     then asserts what tensor descriptors need, and gives Triton memory for them. Raises TkError as
     ``tkpy.ahead.call_of`` does.
     """
-    if kernel.name in _RESERVED:
+    if kernel.name in RESERVED:
         raise TkError(f"a kernel called {kernel.name} cannot be exported: rename it")
     setting = setting or Setting()
     scheduled = kernel.template is not None and target != CPU
@@ -67,11 +67,11 @@ def export_source(kernel: Kernel, setting: Setting | None = None, target: str = 
         f"{MARK} from {place}. Needs only triton and torch.\n"
         '"""\n\n'
         "import torch\nimport triton\nimport triton.language as tl\n\n\n"
-        f"{_specialised(lowered)}\n\n{launch}\n\n{_Function(kernel, key, lowered).text()}"
+        f"{specialised(lowered)}\n\n{launch}\n\n{HostFunction(kernel, key, lowered).text()}"
     )
 
 
-def _specialised(lowered: Lowered) -> str:
+def specialised(lowered: Lowered) -> str:
     """The kernel's text with strides left to Triton's specialisation, sizes still not."""
     source, arguments = lowered.emitted.source, lowered.emitted.arguments
     numbers = [n for n in arguments if not n.endswith("_ptr") and not n.startswith("stride_")]
@@ -109,7 +109,7 @@ def _umask() -> int:
     return mask
 
 
-class _Function:
+class HostFunction:
     """Writes the host function of one variant."""
 
     def __init__(self, kernel: Kernel, key: VariantKey, lowered: Lowered):
@@ -124,8 +124,12 @@ class _Function:
         if clash := names & {d.name for d in self.signature.dims}:
             raise TkError(f"{kernel.name}: {min(clash)} names a parameter and a dimension")
 
+    @property
+    def name(self) -> str:
+        return self.kernel.name
+
     def text(self) -> str:
-        head = filled(f"def {self.kernel.name}(", self._parameters(), "):")
+        head = filled(f"def {self.name}(", self._parameters(), "):")
         if "\n" in head:  # one level deeper than the body
             head = head.replace("\n    ", "\n        ")
         body = [
@@ -247,7 +251,7 @@ class _Function:
     def _allocations(self) -> list[str]:
         lines = []
         zeroed = {p.name for p in self.lowered.fn.params if p.zeroed}
-        device = f"{self.inputs[0].name}.device"
+        device = self._device()
         for p in self.outputs:
             make = "zeros" if p.name in zeroed else "empty"
             dtype = f"torch.{TORCH_NAMES[self.dtypes[p.name]]}"
@@ -257,6 +261,9 @@ class _Function:
                 f"assert {p.name}.shape == {_tuple(p)} and {p.name}.dtype == {dtype}",
             ]
         return lines
+
+    def _device(self) -> str:
+        return f"{self.inputs[0].name}.device"
 
     def _layouts(self) -> list[str]:
         twice = "(1 + t.is_complex()) * " if "c64" in self.dtypes.values() else ""

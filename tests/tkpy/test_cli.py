@@ -281,6 +281,14 @@ def test_inspect_reads_gpus_only():
     assert "sm_90" in tk("inspect", f"{FILE}:scaled", "--target", "cpu", status=2).stderr
 
 
+def test_inspect_a_backward():
+    """A report a program: the forward that saves, then those of the gradients."""
+    reports = json.loads(tk("inspect", f"{FILE}:scaled", "--backward", "--json").stdout)
+    assert len(reports) >= 2 and all(r["registers"] > 0 for r in reports)
+    said = tk("inspect", f"{FILE}:scaled", "--backward").stdout
+    assert "the gradients of x by scaled" in said and "scaled_backward" in said
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_inspect_json(target):
     report = json.loads(tk("inspect", f"{FILE}:scaled", "--target", target, "--json").stdout)

@@ -11,6 +11,7 @@ from tkpy.cli.find import find
 from tkpy.cli.options import AnyTarget, Constants, Dims, Dtype, DtypeName, KernelName, setting
 from tkpy.cli.output import console, print_code
 from tkpy.export import export_source, write
+from tkpy.export_backward import export_backward
 
 
 def export(
@@ -27,6 +28,9 @@ def export(
     target: Annotated[
         AnyTarget, typer.Option("--target", help="Whose schedule a template gets.")
     ] = AnyTarget.cpu,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="With its derived backward, as two functions.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace FILE, whatever it holds.")
     ] = False,
@@ -36,10 +40,12 @@ def export(
     The function in it has the kernel's name and arguments. One variant is compiled into it: its
     dtypes, its constants and the sizes of the dimensions that are tile sides are asserted. A file
     runs wherever Triton does; a template for a GPU also asserts what that schedule needs.
+    With --backward the function also returns what its gradients need, and NAME_backward gives them.
     """
     found = find(kernel)
     chosen = setting(found.kernel, dtype, dim, constant)
-    source = export_source(found.kernel, chosen, str(target))
+    write_out = export_backward if backward else export_source
+    source = write_out(found.kernel, chosen, str(target))
     if output is None or str(output) == "-":
         print_code(source, "python")
         return

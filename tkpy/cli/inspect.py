@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -13,7 +14,14 @@ from codegen.inspect import Report
 from codegen.inspect import inspect as read
 from codegen.ops.mma import exact
 from codegen.schedule import Schedule
-from tkpy.ahead import compile_lowered, key_of, lower_for, variables
+from tkpy.ahead import (
+    backward_for,
+    backward_of,
+    compile_lowered,
+    key_of,
+    lower_for,
+    variables,
+)
 from tkpy.cli.find import find
 from tkpy.cli.options import (
     AsJson,
@@ -28,6 +36,10 @@ from tkpy.cli.options import (
 )
 from tkpy.cli.output import console
 
+if TYPE_CHECKING:
+    from tkpy.kernel import Kernel
+    from tkpy.lower import Lowered
+
 
 def inspect(
     kernel: KernelName,
@@ -35,6 +47,9 @@ def inspect(
     dtype: DtypeName = Dtype.bf16,
     dim: Dims = None,
     constant: Constants = None,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="The programs of its derived backward instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compile a kernel for a GPU that need not be present, and print what was obtained.
@@ -46,19 +61,36 @@ def inspect(
     """
     found = find(kernel)
     chosen = setting(found.kernel, dtype, dim, constant)
-    lowered = lower_for(found.kernel, chosen, target=str(target))
-    report = read(compile_lowered(found.kernel, lowered, str(target)))
-    said = remarks(lowered.fn.schedule, report, any(map(exact, lowered.fn.body.walk())))
+    if backward:
+        made = backward_for(found.kernel, chosen, target=str(target))
+        programs = [made.forward, *made.pieces]
+        key, wrt, _ = backward_of(found.kernel, chosen, target=str(target))
+        title = f"the gradients of {', '.join(wrt)} by {found.name}"
+    else:
+        programs = [lower_for(found.kernel, chosen, target=str(target))]
+        key, title = key_of(found.kernel, chosen, target=str(target)), found.name
+    told = [_read(found.kernel, lowered, str(target)) for lowered in programs]
     if as_json:
-        facts_ = json.loads(report.to_json())
-        typer.echo(json.dumps(facts_ | {"remarks": said} if said else facts_))
+        facts_ = [
+            json.loads(report.to_json()) | ({"remarks": said} if said else {})
+            for report, said in told
+        ]
+        typer.echo(json.dumps(facts_ if backward else facts_[0]))
         return
-    variant = ", ".join(variables(key_of(found.kernel, chosen, target=str(target))))
     out = console()
-    out.print(f"[bold]{found.name}[/] for {target}: {variant}", soft_wrap=True)
-    out.print(facts(report))
-    for remark in said:
-        out.print(f"[yellow]{remark}[/]", soft_wrap=True)
+    out.print(f"[bold]{title}[/] for {target}: {', '.join(variables(key))}", soft_wrap=True)
+    for lowered, (report, said) in zip(programs, told, strict=True):
+        if backward:
+            out.print(f"\n{lowered.emitted.name}")
+        out.print(facts(report))
+        for remark in said:
+            out.print(f"[yellow]{remark}[/]", soft_wrap=True)
+
+
+def _read(kernel: Kernel, lowered: Lowered, target: str) -> tuple[Report, list[str]]:
+    """What a program was compiled to, and what is to be said of it."""
+    report = read(compile_lowered(kernel, lowered, target))
+    return report, remarks(lowered.fn.schedule, report, any(map(exact, lowered.fn.body.walk())))
 
 
 def remarks(schedule: Schedule | None, report: Report, fp32: bool = False) -> list[str]:

@@ -258,6 +258,9 @@ def _terms(q, k, v, wq, wk, alpha, beta, state=None, norm=None, scale=None, wind
 @hedgehog.reference(
     terms=_terms,
     special=False,  # infinite scores have no largest to subtract
+    # The answer depends on a row's largest score, and at a tie (all are 0 where q is) has no one
+    # derivative: torch.amax shares it among all keys, the kernel first among tiles, then in them.
+    kinds=("normal", "big", "tiny", "mixed"),
     c=16,
     constants={"window": (64, 5, 40), "style": ("terrace", "sliding")},
     sizes={"B": (1, 2), "G": (1, 2), "H": (1, 4), "N": (1, 150), "M": (1, 200), "D": (1, 64),

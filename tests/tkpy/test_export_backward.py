@@ -1,0 +1,60 @@
+"""Exported backwards: where there is no tkpy they give the bits that the kernel gives here."""
+
+import pytest
+import torch
+from gradients import native
+from test_export import run_alone
+from test_gradients_of_scans import scans
+
+import tkpy as tk
+from tkpy.ahead import Setting
+from tkpy.errors import CompileError
+from tkpy.export_backward import export_backward
+from zoo.kernels.attention import attention
+
+
+
+@pytest.mark.slow
+def test_attention_alone(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    q, k, v, do = (torch.randn(1, 2, n, 24, generator=g) for n in (37, 45, 45, 37))
+    source = export_backward(attention, Setting("f32", {"D": 24}, {"rows": 16, "cols": 16}))
+    kernel = lambda *x: attention(*x, rows=16, cols=16)  # noqa: E731
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    want = torch.autograd.grad(kernel(*leaves), leaves, do)
+    made = run_alone(tmp_path, source, "attention", {"forward": ((q, k, v), {})})["forward"]
+    kept = [torch.tensor(x) for x in made]
+    assert torch.allclose(kept[0], kernel(q, k, v), 1e-5, 1e-5)
+    calls = {
+        "gradients": ((q, k, v), {"kept": kept, "gradients": (do,)}),
+        "shape": ((q, k, v), {"kept": kept, "gradients": (do[:, :1],)}),
+        "static": ((q[..., :16].contiguous(), k, v), {"kept": kept, "gradients": (do,)}),
+    }
+    report = run_alone(tmp_path, source, "attention_backward", calls)
+    for x, y in zip(report["gradients"], want, strict=True):
+        assert torch.allclose(torch.tensor(x), y, 1e-4, 1e-5)
+    assert "refused" in report["shape"]
+    assert "compiled for D=24, not 16" in report["static"]
+
+
+def test_operators_of_scans_stay_apart(tmp_path):
+    """A program's scans have operators of their own, under one name in each."""
+    x, cotangent = torch.randn(4, 7, 9), torch.randn(4, 7, 9)
+    what = {"which": "affine", "axis": 0, "reverse": False}
+    want = native(scans, {"x": x, **what}, ["x"], {"o": cotangent})["x"]
+    source = export_backward(scans, Setting("f32", {"M": 7, "N": 9, "K": 4}, what))
+    made = run_alone(tmp_path, source, "scans", {"y": ((x,), what)})["y"]
+    given = {"kept": [torch.tensor(t) for t in made], "gradients": (cotangent,)}
+    report = run_alone(tmp_path, source, "scans_backward", {"g": ((x,), {**what, **given})})
+    assert torch.allclose(torch.tensor(report["g"][0]), want, 1e-4, 1e-5)
+
+
+@tk.kernel
+def counted(x: tk.Global["N", tk.i32], y: tk.Out["N", tk.i32]):
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.load(x, i, shape=16), i)
+
+
+def test_what_has_no_derivative_is_refused():
+    with pytest.raises((CompileError, tk.errors.TkError), match="no derivative"):
+        export_backward(counted)
