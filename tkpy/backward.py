@@ -7,6 +7,7 @@ checked as such. Differentiation itself is in ``codegen.grad``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,22 @@ class Tensor:
         self, sizes: Mapping[str, int]
     ) -> tuple[Callable[..., torch.Tensor], list[int], torch.dtype]:
         """What ``make`` calls: the function, the shape and the type."""
-        shape = eval(self.dims, {"min": min, "max": max}, dict(sizes))
+        known = all(isinstance(n, int) for n in sizes.values())
+        least, most = (min, max) if known else (_least, _most)
+        shape = eval(self.dims, {"min": least, "max": most}, dict(sizes))
         dtype = getattr(torch, TORCH_NAMES[self.dtype])
         if self.pair:
             shape, dtype = shape[:-1], torch.complex64
         return memory.zeros if self.zeroed else memory.empty, list(shape), dtype
+
+
+def _least(*numbers):
+    """``min`` of numbers that may be symbols."""
+    return functools.reduce(torch.sym_min, numbers)
+
+
+def _most(*numbers):
+    return functools.reduce(torch.sym_max, numbers)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,27 @@ class Backward:
         values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
         self._run(compiled.forward, compiled.launches[0], values, call)
         return tuple(call.tensors[p.name] for p in call.wanted), saved
+
+    def kept(
+        self, arguments: Mapping[str, object], needs: Sequence[str], deterministic: bool = True
+    ) -> list[torch.Tensor] | None:
+        """Tensors without data like those that ``forward`` keeps.
+
+        ``arguments``: tensors without data, of sizes that may be symbols. None where a symbol
+        decides what is kept: of a dimension that is a tile's side.
+        """
+        call = self.kernel.binder.bind_without_data(dict(arguments))
+        call = replace(call, constants={**call.constants, **self._own(call)})
+        how = (tuple(sorted(needs)), tuple(self.outputs(call)), deterministic)
+        while True:
+            key = self.kernel.key_without_data(call)
+            if key is None:
+                return None
+            try:
+                entry = self._entry(key, (*how, self._joint(call.device)))
+                return [Tensor(**t).make(call.sizes, call.device) for t in entry["saved"]]
+            except NeedStatic as need:
+                self.kernel._widen(key, need)
 
     def gradients(
         self,
@@ -241,14 +274,15 @@ class Backward:
         """A CPU has few processors and keeps partial sums in its caches."""
         return device.type == "cpu" if self.joint is None else self.joint
 
-    def _load(self, key: VariantKey, how: tuple, device: torch.device) -> Compiled:
-        what = f"backward {how}"
-
+    def _entry(self, key: VariantKey, how: tuple) -> dict:
         def make():
             made = self.derive(key, *how[:3], joint=how[3])
             return _entry(made), made.forward
 
-        entry = self.kernel._store.derived(what, key, make)
+        return self.kernel._store.derived(f"backward {how}", key, make)
+
+    def _load(self, key: VariantKey, how: tuple, device: torch.device) -> Compiled:
+        entry = self._entry(key, how)
         programs = [_program(p) for p in entry["programs"]]
         saved = tuple(Tensor(**t) for t in entry["saved"])
         launches = tuple(launcher(p.source, p.name, device) for p in programs)

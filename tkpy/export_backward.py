@@ -83,7 +83,7 @@ class _Forward(HostFunction):
         return [*super()._allocations(), *(_allocated(p, self._device()) for p in self.saved)]
 
     def _launch(self) -> list[str]:
-        results = [p.name for p in (*self.outputs, *self.saved)]
+        results = [p.name for p in self.outputs] + [p.name for p in self.saved]
         return [*_call(0, self.lowered), f"return {', '.join(results)}"]
 
 

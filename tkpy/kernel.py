@@ -250,14 +250,7 @@ class Kernel:
 
     def key_of(self, call: Call) -> VariantKey:
         """The variant that ``call`` needs."""
-        dtypes = dict(call.dtypes)
-        for p in call.wanted:
-            spec = p.spec
-            assert isinstance(spec, TensorSpec)
-            if p.name not in dtypes:
-                dtypes[p.name] = (
-                    spec.dtype if isinstance(spec.dtype, DType) else self._variable(p, call)
-                )
+        dtypes = self._dtypes(call)
         key = self.settle(
             VariantKey(
                 tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
@@ -274,6 +267,44 @@ class Kernel:
         if key.aligned and any(call.sizes[n] % ALIGNMENT for n in self._rows_long(key)):
             key = replace(key, aligned=False)
         return key
+
+    def key_without_data(self, call: Call) -> VariantKey | None:
+        """A variant like that of ``call``, whose strides and sizes may be symbols.
+
+        It is the one for small tensors of any strides. None if a tile's side is a symbol.
+        """
+        dtypes = self._dtypes(call)
+        machine = ""
+        if self.template is not None and call.device.type != "cpu":
+            machine = call.machine or machine_of(call.device)
+        sizes = {n: v if isinstance(v, int) else ALIGNMENT for n, v in call.sizes.items()}
+        key = self.settle(
+            VariantKey(
+                tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
+                tuple(sorted((n, d.name) for n, d in dtypes.items())),
+                frozenset(call.present),
+                (),
+                True,
+                False,
+                False,
+                machine,
+                False,
+            ),
+            sizes,
+        )
+        return key if all(isinstance(call.sizes[n], int) for n, _ in key.static) else None
+
+    def _dtypes(self, call: Call) -> dict[str, DType]:
+        """The element type of every tensor of ``call``."""
+        dtypes = dict(call.dtypes)
+        for p in call.wanted:
+            spec = p.spec
+            assert isinstance(spec, TensorSpec)
+            if p.name not in dtypes:
+                dtypes[p.name] = (
+                    spec.dtype if isinstance(spec.dtype, DType) else self._variable(p, call)
+                )
+        return dtypes
 
     def _rows_long(self, key: VariantKey) -> set[str]:
         """The dimensions, not known when compiling, that an aligned variant knows 16 divides."""

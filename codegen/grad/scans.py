@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from codegen.grad.activity import CONSTANT
 from codegen.grad.emit import Emit
@@ -178,7 +179,7 @@ def _before(emit: Emit, values: list[Value], axis: int, reverse: bool) -> tuple[
 class _Step:
     """One application of the operator to tiles: results, and adjoints by the rules."""
 
-    x: object
+    x: Any
     ops: list[Op]
     arguments: list[Value]
     outs: list[Value]
@@ -186,7 +187,7 @@ class _Step:
 
     @property
     def emit(self) -> Emit:
-        return self.x.emit  # type: ignore[attr-defined]
+        return self.x.emit
 
     @classmethod
     def of(cls, x, region: Region, left: list[Value], right: list[Value]) -> _Step:

@@ -13,7 +13,6 @@ from tkpy.export_backward import export_backward
 from zoo.kernels.attention import attention
 
 
-
 @pytest.mark.slow
 def test_attention_alone(tmp_path):
     g = torch.Generator().manual_seed(0)

@@ -165,3 +165,46 @@ def test_opcheck(name, grad):
         in_place = getattr(torch.ops.tkpy, f"{kernel.operator.ready()}_").default
         opcheck(in_place, tuple(args), {"norm__wanted": True})
         opcheck(in_place, (*args, torch.empty(20, 8)), {})
+
+
+def test_what_the_forward_keeps_goes_to_the_backward(monkeypatch):
+    """A graph's backward reads what its forward kept: the kernel runs once.
+
+    From the second length on that is a symbol, and the width of a tile is not.
+    """
+    from tkpy.backward import Backward
+    from zoo.kernels.attention import attention
+
+    forwards, given = [], []
+    forward, gradients = Backward.forward, Backward.gradients
+
+    def counted(self, *args, **kwargs):
+        forwards.append(self)
+        return forward(self, *args, **kwargs)
+
+    def told(self, arguments, outputs, saved, *args, **kwargs):
+        given.append(saved)
+        return gradients(self, arguments, outputs, saved, *args, **kwargs)
+
+    def loss(q, k, v):
+        return attention(q * 2, k, v, rows=16, cols=16).square().sum()
+
+    monkeypatch.setattr(Backward, "forward", counted)
+    monkeypatch.setattr(Backward, "gradients", told)
+    fn = compiled(loss)
+    for n in (21, 37, 50):
+        plain = [torch.randn(1, 2, n, 8, requires_grad=True) for _ in range(3)]
+        ours = [t.detach().clone().requires_grad_() for t in plain]
+        loss(*plain).backward()
+        forwards.clear()
+        given.clear()
+        fn(*ours).backward()
+        assert len(forwards) == 1 and len(given) == 1 and len(given[0]) == 2
+        for a, b in zip(plain, ours, strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-5)
+    # Where the width is a symbol too, it is not known before a run what is kept.
+    fn = compiled(loss, dynamic=True)
+    ours = [t.detach().clone().requires_grad_() for t in plain]
+    fn(*ours).backward()
+    assert given[-1] is None
+    torch.testing.assert_close(ours[0].grad, plain[0].grad, rtol=1e-5, atol=1e-5)

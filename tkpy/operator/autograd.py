@@ -57,10 +57,27 @@ class Pullback:
         return dict(zip(self.form.returns, _tuple(self.op(*place)), strict=True))
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """The operator that returns a list of what its backward reads, after the results."""
+
+    op: torch._ops.OpOverload
+    form: Schema
+
+
 def recorded(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Callable:
-    """The autograd kernel of the functional operator; ``operator.pullback`` gives gradients."""
+    """The autograd kernel of the functional operator; ``operator.pullback`` gives gradients.
+
+    Where a graph is recorded ``operator.keeping`` runs, and what it keeps is part of the graph.
+    """
     kernel = operator.kernel
     optional = {n for n, may in operator.outputs if may}
+
+    def _told(formula, values: dict, needs: set[str]) -> bool:
+        """Whether it is known before a run what the forward keeps."""
+        if operator.keeping is None or formula.kept is None or _transforms() is not None:
+            return False
+        return formula.kept(arguments(form, (), values), needs) is not None
 
     def _computed(results: dict, asked: dict) -> dict[str, torch.Tensor]:
         """The results without what stands for those that nobody asked for."""
@@ -73,6 +90,10 @@ def recorded(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Cal
             kept: list[torch.Tensor] | None = None
             if formula.forward is not None and _plain(values):
                 computed, kept = formula.forward(arguments(form, (), values), needs)
+            elif _told(formula, values, needs):
+                asked = {**values, schema.WANTED: [n in needs for n in operator.differentiable]}
+                *results, kept = _below(operator.keeping.op, keyset, operator.keeping.form, asked)
+                computed = _computed(dict(zip(form.returns, results, strict=True)), values)
             else:
                 asked = {**values, **dict.fromkeys(optional & {*(formula.keeps or ())}, True)}
                 results = _tuple(_below(op, keyset, form, asked))

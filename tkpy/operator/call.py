@@ -14,7 +14,7 @@ from tkpy.operator.names import NAMESPACE, claim
 
 if TYPE_CHECKING:
     from tkpy.kernel import Kernel
-    from tkpy.operator.autograd import Pullback
+    from tkpy.operator.autograd import Keeping, Pullback
 
 _lock = threading.RLock()
 anew(globals(), _lock=threading.RLock)
@@ -39,6 +39,7 @@ class Operator:
         self.open = tuple(p.name for p in signature.inputs if isinstance(p.spec.dtype, str))
         self.differentiable = schema.differentiable(signature)
         self.pullback: Pullback | None = None  # once registered
+        self.keeping: Keeping | None = None
         self._name = ""
 
     def __repr__(self) -> str:

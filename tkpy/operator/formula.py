@@ -31,13 +31,16 @@ class Formula:
     through: outputs that gradients may come from, None for all.
     forward: if given, ``forward(arguments, needs)`` runs the kernel where autograd records it, and
         gives its outputs by name and a sequence of tensors for ``gradients``, whose fifth argument
-        that is: None where the kernel ran without it, as it does while a graph is traced.
+        that is: None where the kernel ran without it, as it does under a transform.
+    kept: goes with ``forward``: ``kept(arguments, needs)`` gives tensors without data like those
+        that it keeps, or None where that is not known before a run.
     """
 
     gradients: Callable[..., Mapping[str, torch.Tensor | None]]
     keeps: Collection[str] | None = None
     through: Collection[str] | None = None
     forward: Callable[..., tuple[Mapping[str, torch.Tensor], Sequence[torch.Tensor]]] | None = None
+    kept: Callable[..., Sequence[torch.Tensor] | None] | None = None
 
 
 def formula_of(kernel: Kernel) -> Formula | None:
@@ -60,7 +63,10 @@ def formula_of(kernel: Kernel) -> Formula | None:
         results, given = [outputs[n] for n in wanted], [cotangents[n] for n in wanted]
         return derived.gradients(arguments, results, kept, given, sorted(needs))
 
-    return Formula(back, forward=forward)
+    def kept(arguments, needs):
+        return derived.kept(arguments, sorted(needs))
+
+    return Formula(back, forward=forward, kept=kept)
 
 
 def _wanted(kernel: Kernel, arguments: Mapping[str, object]) -> list[str]:

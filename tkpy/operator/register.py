@@ -7,7 +7,7 @@ on. Without data (fake and meta tensors) it is what the signature says of shapes
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -35,6 +35,9 @@ def register(operator: Operator, name: str) -> None:
         _define(f"{name}_backward", back, _Backward(operator, forward, back), operator)
         op = _overload(f"{name}_backward")
         _library().impl(op._opname, autograd.once(op, back, operator), "Autograd", with_keyset=True)
+        if not operator.changed:
+            form = _define_keeping(f"{name}_keeping", operator, forward)
+            operator.keeping = autograd.Keeping(_overload(f"{name}_keeping"), form)
     _define(name, forward, _Functional(operator, forward), operator)
     op, backward = _overload(name), _overload(f"{name}_backward") if back else None
     if backward is not None and back is not None:
@@ -100,6 +103,37 @@ class _Functional(_Runs):
         return out[0] if len(out) == 1 else tuple(out)
 
 
+class _Keeping:
+    """The operator that also returns what the derived backward reads."""
+
+    def __init__(self, operator: Operator, forward: Schema, form: Schema):
+        self.kernel, self.forward, self.form = operator.kernel, forward, form
+        self.differentiable = operator.differentiable
+
+    def _asked(self, args: tuple, kwargs: dict):
+        values = self.form.values(args, kwargs)
+        wanted = cast("list[bool]", values[schema.WANTED])
+        needs = {n for n, w in zip(self.differentiable, wanted, strict=True) if w}
+        formula = formula_of(self.kernel)
+        assert formula is not None, "only derived backwards keep"
+        return formula, arguments(self.forward, (), values), needs
+
+    def run(self, *args, **kwargs):
+        formula, values, needs = self._asked(args, kwargs)
+        with torch.no_grad():
+            results, kept = formula.forward(values, needs)
+        return (*self._results(values, results), list(kept))
+
+    def fake(self, *args, **kwargs):
+        formula, values, needs = self._asked(args, kwargs)
+        call = self.kernel.binder.bind_without_data(values)
+        kept = formula.kept(values, needs)
+        return (*self._results(values, _outputs(self.kernel, call)), kept)
+
+    def _results(self, values, results) -> list[torch.Tensor]:
+        return [results[n] if n in results else nothing(values) for n in self.form.returns]
+
+
 class _InPlace(_Runs):
     """The operator that writes into what it is given."""
 
@@ -162,6 +196,16 @@ def _define(name: str, form: Schema, body, operator: Operator) -> None:
     torch.library.register_fake(full, body.fake, lib=library)
     rule = batch.rule(_overload(name), form, operator)
     torch.library.register_vmap(full, rule, lib=library)
+
+
+def _define_keeping(name: str, operator: Operator, forward: Schema) -> Schema:
+    form = schema.keeping(operator.kernel.signature)
+    body = _Keeping(operator, forward, form)
+    library = _library()
+    library.define(name + form.text, tags=())
+    library.impl(name, body.run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", body.fake, lib=library)
+    return form
 
 
 def _define_in_place(name: str, operator: Operator, functional, forward: Schema) -> None:

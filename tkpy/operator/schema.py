@@ -1,6 +1,6 @@
 """From a kernel's signature to the schemas of its operators.
 
-A kernel has up to three operators. Of
+A kernel has up to four operators. Of
 
     attention(q: Global, k: Global, v: Global, o: Out, lse: Out | None = None, scale: f32 | None)
 
@@ -9,6 +9,8 @@ lse=False) -> (Tensor o, Tensor lse)``. Optional outputs are asked for by a flag
 an empty tensor takes the place of those that are not. Tensors that the kernel changes in place are
 inputs here, and what they become comes after the outputs. The *in-place* one, ``attention_``, is
 for kernels that write into tensors they are given, and the *backward* one for those with gradients.
+The *keeping* one is the functional one where a graph is recorded: it also returns a list of what
+its backward reads.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ class Schema:
     slots: tuple[Slot, ...]
     returns: tuple[str, ...]
     mutated: tuple[str, ...] = ()
+    keeps: bool = False  # a list of tensors is returned besides
 
     @functools.cached_property
     def index(self) -> dict[str, int]:
@@ -62,7 +65,7 @@ class Schema:
         positional = [s.text for s in self.slots if not s.keyword_only]
         named = [s.text for s in self.slots if s.keyword_only]
         arguments = positional + (["*", *named] if named else [])
-        returns = ["Tensor"] * len(self.returns)
+        returns = ["Tensor"] * len(self.returns) + ["Tensor[]"] * self.keeps
         given = returns[0] if len(returns) == 1 else f"({', '.join(returns)})"
         return f"({', '.join(arguments)}) -> {given}"
 
@@ -89,6 +92,17 @@ def functional(signature: Signature) -> Schema:
     slots += [_flag(p.name) for p in signature.outputs if p.spec.optional]
     changed = tuple(p.name for p in signature.tensors if p.spec.role == "inout")
     return Schema(tuple(slots), tuple(p.name for p in signature.outputs) + changed)
+
+
+def keeping(signature: Signature) -> Schema:
+    """Of the functional operator that also returns what the derived backward reads.
+
+    It is told for which differentiable inputs a gradient will be wanted.
+    """
+    forward = functional(signature)
+    slots = [Slot(s.name, _plain(s), REQUIRED, False, s.parameter) for s in forward.slots]
+    slots.append(Slot(WANTED, f"bool[] {WANTED}"))
+    return Schema(tuple(slots), forward.returns, keeps=True)
 
 
 def in_place(signature: Signature) -> Schema:
