@@ -16,7 +16,8 @@ from typing import Any
 
 import sympy
 
-from codegen.expr import Boolean, Expr, Facts, Max, Min, Symbol, as_int, spelled, text
+from codegen.expr import Boolean, Expr, Max, Min, Symbol, as_int, spelled, text
+from codegen.facts import Facts
 from codegen.schedule import Schedule
 
 # --------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import sympy
 
 from codegen import helpers
-from codegen.expr import Expr, Facts, Symbol, text
+from codegen.expr import Expr, Symbol, text
+from codegen.facts import Facts
 from codegen.ir import (
     DType,
     Function,

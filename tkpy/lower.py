@@ -9,8 +9,8 @@ import sympy
 
 from codegen.emit import Emitted, emit
 from codegen.expr import Expr, FloorDiv, Symbol, parse, sym
+from codegen.grad.errors import NoGradient
 from codegen.grad.plan import Derivation, derive, prepare
-from codegen.grad.reverse import NoGradient
 from codegen.host import module_source
 from codegen.ir import DTYPES, DType, Function, Param, Region, f32
 from codegen.ops.base import IRError

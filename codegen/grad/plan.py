@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from codegen.grad.clean import clean
 from codegen.grad.emit import Emit
+from codegen.grad.errors import NoGradient
+from codegen.grad.memory import memory_like, place_like
 from codegen.grad.own import exclusive, owner, untold
-from codegen.grad.reverse import NoGradient, Reverse, clean, memory_like, place_like
+from codegen.grad.reverse import Reverse
 from codegen.grad.settle import Gradient, settle
 from codegen.grad.turn import turn, turnable
 from codegen.ir import Function, Op, Param, Region, Value

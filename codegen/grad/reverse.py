@@ -21,31 +21,23 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from codegen.expr import And, Expr, Max, Min
+from codegen.expr import And
 from codegen.grad.activity import active_values
+from codegen.grad.clean import clean
 from codegen.grad.emit import Emit
+from codegen.grad.errors import NoGradient
+from codegen.grad.memory import frame_of, memory_like, most, place_like
 from codegen.grad.own import untold
 from codegen.grad.rules import NONE, REFUSED, RULES
 from codegen.grad.scans import MANY
-from codegen.ir import Function, Op, Param, Region, Type, Value, f32, loop_parts
+from codegen.ir import Function, Op, Param, Region, Value, f32, loop_parts
 from codegen.ops import TABLE
 from codegen.ops.base import IRError
-from codegen.passes.cse import share_common
-from codegen.passes.dce import drop_dead
-from codegen.passes.fold import fold
 
 _PLACE = ("start", "tile", "sides", "limit", "checks")
 
 #: What writes outputs: where the adjoint of a value begins.
 OUTPUTS = frozenset(["store", "store_add", "scatter_rows", "scatter_add_rows"])
-
-
-class NoGradient(Exception):
-    """The kernel has no derivative with respect to what was asked: the operation, and why."""
-
-    def __init__(self, op: Op | None, message: str, fix: str = ""):
-        super().__init__(message)
-        self.op, self.message, self.fix = op, message, fix
 
 
 @dataclass
@@ -119,7 +111,7 @@ class Reverse:
         self.scatter = scatter
         self.forward, self.wrt, self.given = forward, frozenset(wrt), frozenset(given)
         self.active = active_values(forward, self.wrt)
-        self.fn = _frame(forward, name, self.wrt, self.given)
+        self.fn = frame_of(forward, name, self.wrt, self.given)
         self.emit = Emit(self.fn, self.fn.body)
         self.costly = _costly(forward)
         self.sites: list[tuple[Op, Op]] = []
@@ -410,78 +402,6 @@ def _bare(op: Op) -> dict[str, object]:
     return {k: v for k, v in op.attrs.items() if k not in ("rings", "roles", "num_stages")}
 
 
-def _frame(forward: Function, name: str, wrt: frozenset[str], given: frozenset[str]) -> Function:
-    """An empty function over the forward's parameters and grid."""
-    fn = Function(name, dims=list(forward.dims), grid=list(forward.grid), wide=forward.wide)
-    fn.facts, fn.aligned, fn.loc = forward.facts.extended({}), forward.aligned, forward.loc
-    fn.tasked = forward.tasked
-    fn.body = Region()
-    for p in forward.params:
-        if p.role == "inout":
-            continue
-        role = "in" if p.role == "out" else p.role
-        fn.params.append(_as(p, p.name, role, p.dtype))
-    for p in forward.params:
-        if p.role == "out" and p.name in given:
-            fn.params.append(_as(p, f"d_{p.name}", "in", p.dtype))
-    for p in forward.params:
-        if p.role == "in" and p.name in wrt:
-            fn.params.append(_as(p, f"d_{p.name}", "out", f32))
-    return fn
-
-
-def _as(p: Param, name: str, role: str, dtype) -> Param:
-    return Param(name, role, dtype, p.dims, p.unit_inner, False, p.labels, p.pair)
-
-
-def memory_like(name: str, role: str, outer: list[Expr], type_: Type) -> Param:
-    """Memory with room for a value of ``type_`` at every place of ``outer``."""
-    sides = [sympy.Integer(f.side) for a in type_.axes for f in a.factors]
-    return Param(name, role, type_.dtype, tuple(map(sympy.sympify, (*outer, *sides))))
-
-
-def place_like(p: Param, where: list[Expr], type_: Type) -> dict[str, object]:
-    """Attributes of an access to the value at ``where``."""
-    tile, sides, d = [], [], len(where)
-    for a in type_.axes:
-        tile.append(tuple(range(d, d + len(a.factors))))
-        sides.append(tuple(f.side for f in a.factors))
-        d += len(a.factors)
-    return {
-        "param": p.name,
-        "start": (*where, *[sympy.Integer(0)] * (d - len(where))),
-        "tile": tuple(tile),
-        "sides": tuple(sides),
-        "limit": (None,) * len(tile),
-        "checks": ((False, False),) * d,
-    }
-
-
-def most(e: Expr, fn: Function) -> Expr:
-    """An expression in dimensions alone that ``e`` does not exceed in any program or iteration."""
-    e = sympy.sympify(e)
-    known = set(fn.dims) | {sympy.Symbol(p.name, integer=True) for p in fn.params}
-
-    def loose(x: Expr) -> set:
-        return x.free_symbols - known
-
-    whole = [a for a in sympy.Add.make_args(e) if isinstance(a, Min)]
-    if loose(e) and len(whole) == 1:
-        fixed = [a for a in whole[0].args if not loose(a)]
-        rest = e - whole[0]
-        if fixed:  # a start that depends on the program is not negative
-            return Min(*fixed) + (0 if loose(rest) else rest)
-    for _ in range(8):  # the range of an inner index may name an outer one
-        if not loose(e):
-            return e
-        for s in sorted(loose(e), key=str):
-            low, high = fn.facts.ranges.get(s, (None, None))
-            if low is None or high is None:
-                raise NoGradient(None, f"how often a loop runs is decided by {s}")
-            e = Max(e.subs(s, low), e.subs(s, high))
-    raise NoGradient(None, f"how often a loop runs is not told by the sizes: {e}")
-
-
 def _place(op: Op) -> dict[str, object]:
     """Where ``op`` accesses memory, as attributes."""
     return {k: op.attrs[k] for k in (*_PLACE, "row_dim") if k in op.attrs}
@@ -543,34 +463,4 @@ def _simplify(region: Region, fn: Function) -> None:
             op.attrs = {"value": 0.0, "dtype": t.dtype, "axes": t.axes, "orient": t.orient}
 
 
-def clean(fn: Function) -> None:
-    """Folds, shares, and drops what nobody reads; a tape that nobody reads is not written."""
-    fold(fn)
-    share_common(fn)
-    before = -1
-    while before != (now := sum(1 for _ in fn.body.walk())):
-        before = now
-        drop_dead(fn)
-        # What is added to in memory is read by that.
-        adding = ("load", "store_add", "gather_rows", "scatter_add_rows")
-        read = {op.attrs["param"] for op in fn.body.walk() if op.kind in adding}
-        dead = {p.name for p in fn.params if p.role == "inout" and p.name not in read}
-        _remove(fn.body, lambda op, dead=dead: op.kind == "store" and op.attrs["param"] in dead)
-        if not any(p.role == "inout" and p.name in read for p in fn.params):
-            _remove(fn.body, lambda op: op.kind == "barrier")
-        _remove(fn.body, _idle)
-        fn.params = [p for p in fn.params if p.name not in dead]
-
-
-def _idle(op: Op) -> bool:
-    return op.kind == "for" and not op.results and len(op.regions[0].ops) == 1
-
-
-def _remove(region: Region, unwanted) -> None:
-    region.ops = [op for op in region.ops if not unwanted(op)]
-    for op in region.ops:
-        for inner in op.regions:
-            _remove(inner, unwanted)
-
-
-__all__ = ["NoGradient", "Reverse", "clean", "memory_like", "place_like"]
+__all__ = ["NoGradient", "Reverse"]

@@ -18,8 +18,8 @@ import sympy
 
 from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol
 from codegen.grad.emit import Emit
+from codegen.grad.memory import memory_like, place_like
 from codegen.grad.own import disputed, owner
-from codegen.grad.reverse import memory_like, place_like
 from codegen.ir import Function, Op, Param, Region, Type, Value, loop_parts
 from codegen.ops import TABLE
 from codegen.rewrite import fresh_symbol, substitute, substitute_type

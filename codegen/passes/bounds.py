@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import And, Expr, Facts
+from codegen.expr import And, Expr
+from codegen.facts import Facts
 from codegen.ir import Axis, Function, Op, Region, Type, Value, f32, trip_facts
 from codegen.ops.mask import COL, ROW
 from codegen.rewrite import reinfer, replace_uses, simplify_bounds

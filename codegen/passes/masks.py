@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import And, Expr, Facts
+from codegen.expr import And, Expr
+from codegen.facts import Facts
 from codegen.ir import Function, Op, Region, Type, Value, trip_facts
 from codegen.ops.mask import COL, ROW
 from codegen.passes.bounds import margin_of

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sympy
 
-from codegen.expr import And, Expr, Facts, FloorDiv, Max, Min, Symbol, spelled
+from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol, spelled
+from codegen.facts import Facts
 from codegen.ir import Function, Op, Region, Value, loop_parts
 from codegen.ops import TABLE
 from codegen.ops.mask import COL, ROW

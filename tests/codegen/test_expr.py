@@ -7,7 +7,8 @@ import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codegen.expr import Facts, FloorDiv, FloorMod, Max, Min, cdiv, parse, sym, text
+from codegen.expr import FloorDiv, FloorMod, Max, Min, cdiv, parse, sym, text
+from codegen.facts import Facts
 
 N, M, K, i, j = map(sym, ("N", "M", "K", "i", "j"))
 ZERO = sympy.Integer(0)

@@ -5,7 +5,8 @@ import torch
 from sympy import Integer
 
 import tkpy as tk
-from codegen.expr import _MAX_STEPS, Facts, FloorDiv, Max, Min, sym
+from codegen.expr import FloorDiv, Max, Min, sym
+from codegen.facts import _MAX_STEPS, Facts
 from tkpy.ahead import Setting, lower_for
 from tkpy.errors import CompileError, TkError
 
