@@ -1,0 +1,34 @@
+"""The text of attention's derived backward, as a person reads it: what changes it shows here.
+
+``python tests/tkpy/test_golden_backward.py`` writes it anew.
+"""
+
+from pathlib import Path
+
+from tkpy.ahead import Setting, backward_for
+from zoo.kernels.attention import attention
+
+GOLDEN = Path(__file__).with_name("attention_backward.golden")
+
+
+def derived() -> str:
+    """The Triton of its programs on a GPU; without their first line, which tells the place."""
+    made = backward_for(attention, Setting("bf16", {"D": 64}))
+    return "\n\n".join(p.source.split("\n", 1)[1].strip("\n") for p in made.pieces) + "\n"
+
+
+def test_golden():
+    assert derived() == GOLDEN.read_text()
+
+
+def test_it_is_flash_attention():
+    """Two products for dQ's scores and dP and one for dQ; two and two for dK and dV; no tapes."""
+    text = GOLDEN.read_text()
+    assert "tape" not in text and "tl.atomic" not in text
+    programs = text.split("@triton.jit")[1:]
+    whole = [p.split("# what is left")[0].count("tl.dot(") for p in programs]
+    assert sorted(whole)[-2:] == [3, 4]
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(derived())
