@@ -165,6 +165,8 @@ def differentiate(
         fn, signature, key, wrt, given, template, deterministic, joint
     )
     ir = derivation.forward
+    if not any("rings" in op.attrs for op in ir.body.walk()):
+        template = None  # its loop makes one trip, and is none any more
     forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
     pieces = [
         finish(p.fn, key, num_warps, num_stages, None, poison, walker=walker)

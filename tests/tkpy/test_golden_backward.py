@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tkpy.ahead import Setting, backward_for
 from zoo.kernels.attention import attention
+from zoo.kernels.norm import rmsnorm
 
 GOLDEN = Path(__file__).with_name("attention_backward.golden")
 
@@ -28,6 +29,12 @@ def test_it_is_flash_attention():
     programs = text.split("@triton.jit")[1:]
     whole = [p.split("# what is left")[0].count("tl.dot(") for p in programs]
     assert sorted(whole)[-2:] == [3, 4]
+
+
+def test_a_template_whose_loop_makes_one_trip():
+    """There is no pipeline to schedule for a GPU, in the forward that saves."""
+    made = backward_for(rmsnorm, Setting("bf16", {"D": 64}))
+    assert made.forward.fn.schedule is None and made.pieces
 
 
 if __name__ == "__main__":
