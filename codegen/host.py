@@ -74,11 +74,16 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
             '                     "all but the last of its named dimensions")',
         ]
     arguments = []
+    strides = _strides(
+        tensors, emitted.arguments, {p.name for p in fn.params} | {s.name for s in fn.dims}
+    )
+    lines += [f"{strides[p.name]} = {p.name}.stride()" for p in tensors if p.name in strides]
     whole = rows_long((p.role, p.dims) for p in tensors) if fn.aligned else ()
     for name in emitted.arguments:
         stride = next(
             (
-                f"{p.name}.stride({d})" + (f" // {ALIGNMENT}" if name != stride_name(p, d) else "")
+                f"{strides[p.name]}[{d}]"
+                + (f" // {ALIGNMENT}" if name != stride_name(p, d) else "")
                 for p in tensors
                 for d in range(len(p.dims))
                 if name in (stride_name(p, d), aligned_name(stride_name(p, d)))
@@ -93,6 +98,22 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     head = ", ".join([p.name for p in tensors] + scalars)
     body = "\n    ".join(lines)
     return f"def launch({head}):\n    {body}\n"
+
+
+def _strides(tensors: Sequence[Param], arguments: Sequence[str], taken: set[str]) -> dict[str, str]:
+    """What to call the strides of those tensors of which the kernel takes some.
+
+    Asking a tensor for all of its strides takes no longer than asking for one.
+    """
+    out = {}
+    for p in tensors:
+        every = {stride_name(p, d) for d in range(len(p.dims))}
+        if every.union(map(aligned_name, every)) & set(arguments):
+            name = f"{p.name}_strides"
+            while name in taken:
+                name += "_"
+            out[p.name] = name
+    return out
 
 
 def complex_views(params: Sequence[Param]) -> list[str]:
