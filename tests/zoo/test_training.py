@@ -86,6 +86,11 @@ def test_it_is_the_loop_written_out():
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
 
 
+@torch.no_grad()
+def test_it_trains_wherever_it_is_called():
+    assert len(trained("train.steps=2")[0]) == 2
+
+
 def test_two_runs_are_one():
     a, _ = trained(preset="tiny")
     b, _ = trained(preset="tiny")

@@ -134,7 +134,7 @@ class Trainer:
         if fresh:
             self._rows = rows
         try:
-            with self._signals():
+            with self._signals(), torch.enable_grad():
                 while self.step < train.steps:
                     stopped, late, save = self._agreed(deadline)
                     if stopped or late:
