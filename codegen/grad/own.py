@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from codegen.expr import Expr, FloorDiv, Symbol
+from codegen.expr import Expr, FloorDiv, Min, Symbol
 from codegen.ir import Function, Op, Region, loop_parts
 
 
@@ -77,8 +77,33 @@ def owner(fn: Function, access: Op) -> Owner:
                     out.quotients[s] = divided[0].args[1]
                     out.told_by[s] = d
                     progress = True
+        for op in loops:
+            s = _share_of(op, out.determined, fn)
+            if s is not None and s not in out.determined and s in symbols:
+                out.determined.add(s)
+                out.quotients.pop(s, None)
+                out.told_by[s] = out.told_by.get(loop_parts(op)[0], 0)
+                progress = True
     out.shared = [s for s in symbols if s not in out.determined and s not in out.quotients]
     return out
+
+
+def _share_of(loop: Op, determined: set[Symbol], fn: Function) -> Symbol | None:
+    """The program id that a loop's determined index tells, where each has a range of its own.
+
+    Of ``range(i * 8, min(i * 8 + 8, n))`` an index tells i.
+    """
+    index, start, stop = loop_parts(loop)
+    start = sympy.expand(start)
+    free = start.free_symbols & {s for s, _ in fn.grid}
+    if index not in determined or len(free) != 1:
+        return None
+    (s,) = free
+    for end in stop.args if isinstance(stop, Min) else (stop,):
+        length = sympy.expand(end - start)
+        if length.is_Integer and length > 0 and _steps(start, s, int(length)):
+            return s
+    return None
 
 
 def _digits(e: Expr, pair: set[Symbol], fn: Function) -> bool:
