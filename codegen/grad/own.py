@@ -78,8 +78,8 @@ def owner(fn: Function, access: Op) -> Owner:
                     out.told_by[s] = d
                     progress = True
         for op in loops:
-            s = _share_of(op, out.determined, fn)
-            if s is not None and s not in out.determined and s in symbols:
+            s = _share_of(op, out.determined, known - set(symbols))
+            if s in symbols:
                 out.determined.add(s)
                 out.quotients.pop(s, None)
                 out.told_by[s] = out.told_by.get(loop_parts(op)[0], 0)
@@ -88,14 +88,15 @@ def owner(fn: Function, access: Op) -> Owner:
     return out
 
 
-def _share_of(loop: Op, determined: set[Symbol], fn: Function) -> Symbol | None:
-    """The program id that a loop's determined index tells, where each has a range of its own.
+def _share_of(loop: Op, determined: set[Symbol], fixed: set[Symbol]) -> Symbol | None:
+    """The symbol that a loop's determined index tells, where each value has a range of its own.
 
-    Of ``range(i * 8, min(i * 8 + 8, n))`` an index tells i.
+    Of ``range(i * 8, min(i * 8 + 8, n))`` an index tells i. What a program has loaded, or another
+    loop, may move one range onto another: but for i all is ``fixed``, or determined itself.
     """
     index, start, stop = loop_parts(loop)
     start = sympy.expand(start)
-    free = start.free_symbols & {s for s, _ in fn.grid}
+    free = start.free_symbols - fixed - determined
     if index not in determined or len(free) != 1:
         return None
     (s,) = free

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import sympy
 
-from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol
+from codegen.expr import And, Expr, FloorDiv, Max, Min, Symbol, sym
 from codegen.grad.emit import Emit
 from codegen.grad.memory import memory_like, place_like
 from codegen.grad.own import disputed, owner
@@ -43,7 +43,10 @@ def turnable(fn: Function, stores: list[Op]) -> Op | None:
     if len(loops) != 1 or any(op.kind not in ("for", "yield") for op in top):
         return None
     loop = loops[0]
-    index = loop_parts(loop)[0]
+    index, start, stop = loop_parts(loop)
+    told = {s for s, _ in fn.grid} | set(fn.dims) | {sym(p.name) for p in fn.params}
+    if (start.free_symbols | stop.free_symbols) - told:
+        return None  # how often it runs is loaded by the program that would be turned
     owners = [owner(fn, s) for s in stores]
     first = owners[0]
     for who in owners:

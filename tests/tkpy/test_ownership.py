@@ -6,6 +6,8 @@ import torch
 from gradients import autograd, derive, exact
 
 import tkpy as tk
+from codegen.grad import own
+from codegen.ir import loop_parts
 
 
 @tk.kernel
@@ -43,3 +45,40 @@ def test_ranges_of_programs(rows, more):
     want = autograd(meaning(more), {"x": x, "w": w}, ["x", "w"], {"y": cotangent}, ["y"])
     for n in want:
         assert np.abs(got[n] - want[n]).max() <= 1e-12 * (1 + np.abs(want[n]).max())
+
+
+@tk.kernel(where=["0 <= offsets"])
+def moved(x: tk.Global["B D"], offsets: tk.Global["P", tk.i32], y: tk.Out["P D"]):
+    """Ranges begin where a number that was loaded says: they may overlap."""
+    i = tk.grid("P")
+    first, total = tk.load(offsets, i), tk.zeros("D")
+    for b in tk.range(i * 4 + first, i * 4 + first + 4):
+        total = total + tk.load(x, (b, 0), shape="D") * (i + 1.0)
+    tk.store(y, total, (i, 0))
+
+
+def moving(x, offsets):
+    return torch.stack(
+        [x[4 * i + o : 4 * i + o + 4].sum(0) * (i + 1.0) for i, o in enumerate(offsets.tolist())]
+    )
+
+
+def test_ranges_that_were_loaded_may_overlap():
+    x, cotangent = torch.randn(15, 5), torch.randn(3, 5)
+    offsets = torch.tensor([4, 0, 2], dtype=torch.int32)
+    derived = derive(moved, {"x": x, "offsets": offsets, "y": torch.empty(3, 5)}, wrt=["x"])
+    got = exact(derived, {"y": cotangent})["x"]
+    want = autograd(moving, {"x": x, "offsets": offsets}, ["x"], {"y": cotangent}, ["y"])["x"]
+    assert np.abs(got - want).max() <= 1e-12 * (1 + np.abs(want).max())
+
+
+def test_a_range_taken_for_fixed_is_caught(monkeypatch):
+    real = own._share_of
+
+    def careless(loop, determined, fixed):
+        start = loop_parts(loop)[1].free_symbols
+        return real(loop, determined, fixed | {s for s in start if s.name.startswith("offsets")})
+
+    monkeypatch.setattr(own, "_share_of", careless)
+    with pytest.raises(AssertionError):
+        test_ranges_that_were_loaded_may_overlap()
