@@ -11,7 +11,7 @@ import sympy
 
 from codegen.expr import Expr, FloorDiv, Max
 from codegen.grad.emit import Emit
-from codegen.ir import Axis, Function, Op, Type, Value, i32
+from codegen.ir import Axis, Function, Op, Type, Value, i32, i64
 
 
 def add_rows(emit: Emit, scatter: Op) -> None:
@@ -20,6 +20,8 @@ def add_rows(emit: Emit, scatter: Op) -> None:
     Attributes of ``scatter`` are kept; it has the operands (tile, rows).
     """
     tile, rows = scatter.operands
+    if rows.type.dtype.name.startswith("u"):  # of these every number may be a row's
+        rows = emit.value("cast", rows, dtype=i64)
     axis = rows.type.axes[0]
     alike = _pairs(emit, "eq", rows, axis)
     count = emit.value("iota", dtype=i32, axes=(axis,), start=sympy.Integer(0), orient=None)

@@ -148,6 +148,23 @@ def test_rows_that_are_written():
     assert np.array_equal(got.double().numpy(), want)
 
 
+@tk.kernel
+def by_bytes(table: tk.Global["V D"], idx: tk.Global["N", tk.u8], o: tk.Out["N D"]):
+    i = tk.grid(tk.cdiv("N", 32))
+    tk.store(o, tk.gather_rows(table, tk.load(idx, i, shape=32), (None, 0), "D"), (i, 0))
+
+
+def test_an_index_without_a_sign():
+    """The largest u8 is a row like others: it says not that a row is written elsewhere."""
+    g = torch.Generator().manual_seed(3)
+    inputs = {"table": integers(300, 16, g=g), "idx": torch.full((40,), 7, dtype=torch.uint8)}
+    inputs["idx"][::5] = 255
+    cotangent = integers(40, 16, g=g)
+    got = native(by_bytes, inputs, ["table"], {"o": cotangent})["table"]
+    want = torch.zeros(300, 16).index_add(0, inputs["idx"].long(), cotangent)
+    assert torch.equal(got, want)
+
+
 def test_parts_of_a_table_are_few():
     """All parts together hold no more rows than were looked up, or one table."""
     for v, n, most in ((1000, 64, 1), (4, 4096, 32), (64, 640, 20)):
