@@ -234,7 +234,7 @@ class HostFunction:
                 for k, d in enumerate(dims)
             ]
             if known and not all(alone):
-                lines.append(f"assert {p.name}.shape == {_tuple(p)}, {p.name}.shape")
+                lines.append(f"assert {p.name}.shape == {shape_text(p)}, {p.name}.shape")
         return lines
 
     def _conditions(self) -> list[str]:
@@ -257,8 +257,8 @@ class HostFunction:
             dtype = f"torch.{TORCH_NAMES[self.dtypes[p.name]]}"
             lines += [
                 f"if {p.name} is None:",
-                f"    {p.name} = torch.{make}({_tuple(p)}, dtype={dtype}, device={device})",
-                f"assert {p.name}.shape == {_tuple(p)} and {p.name}.dtype == {dtype}",
+                f"    {p.name} = torch.{make}({shape_text(p)}, dtype={dtype}, device={device})",
+                f"assert {p.name}.shape == {shape_text(p)} and {p.name}.dtype == {dtype}",
             ]
         return lines
 
@@ -316,7 +316,7 @@ def _shape(p: Parameter) -> str:
     return " ".join(str(d).replace(" ", "") for d in p.spec.dims)  # type: ignore[union-attr]
 
 
-def _tuple(p: Parameter) -> str:
+def shape_text(p: Parameter) -> str:
     sizes = [text(d) for d in p.spec.dims]  # type: ignore[union-attr]
     return f"({', '.join(sizes)}{',' if len(sizes) == 1 else ''})"
 

@@ -20,7 +20,7 @@ from codegen.ir import Param
 from codegen.writer import filled
 from tkpy.ahead import Setting, backward_of
 from tkpy.errors import TkError
-from tkpy.export import MARK, RESERVED, HostFunction, specialised
+from tkpy.export import MARK, RESERVED, HostFunction, shape_text, specialised
 from tkpy.signature import TORCH_NAMES
 
 if TYPE_CHECKING:
@@ -121,10 +121,13 @@ class _Gradients(HostFunction):
 
     def _allocations(self) -> list[str]:
         kept = [*(p.name for p in self.outputs), *(p.name for p in self.made.derivation.saved)]
-        lines = [
-            f"{', '.join(kept)}, = kept",
-            f"{', '.join(f'd_{n}' for n in self.given)}, = gradients",
-        ]
+        lines = []
+        for what, names in (("kept", kept), ("gradients", [f"d_{n}" for n in self.given])):
+            lines += [
+                f"{what} = ({what},) if isinstance({what}, torch.Tensor) else {what}",
+                f"{', '.join(names)}{',' if len(names) == 1 else ''} = {what}",
+            ]
+        lines += [f"assert {p.name}.shape == {shape_text(p)}, {p.name}.shape" for p in self.outputs]
         for n in self.given:
             lines += [
                 f"assert d_{n}.shape == {n}.shape, d_{n}.shape",
@@ -163,7 +166,7 @@ def _allocated(p: Param, device: str, zeroed: bool = False) -> str:
     dims, dtype = p.dims, TORCH_NAMES[p.dtype.name]
     if p.pair:
         dims, dtype = dims[:-1], "complex64"
-    shape = "(" + "".join(f"{text(d)}, " for d in dims).rstrip() + ")"
+    shape = f"({', '.join(map(text, dims))}{',' if len(dims) == 1 else ''})"
     make = "zeros" if zeroed else "empty"
     return f"{p.name} = torch.{make}({shape}, dtype=torch.{dtype}, device={device})"
 

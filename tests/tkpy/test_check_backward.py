@@ -52,7 +52,10 @@ DEFECTS = {
 }
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "an even part" else pytest.param(n, marks=pytest.mark.slow) for n in DEFECTS],
+)
 def test_seeded_defects(name, monkeypatch):
     defect, said = DEFECTS[name]
     real = Backward.gradients

@@ -1,5 +1,6 @@
 """Exported backwards: where there is no tkpy they give the bits that the kernel gives here."""
 
+import cli_kernels
 import pytest
 import torch
 from gradients import native
@@ -36,6 +37,7 @@ def test_attention_alone(tmp_path):
     assert "compiled for D=24, not 16" in report["static"]
 
 
+@pytest.mark.slow
 def test_operators_of_scans_stay_apart(tmp_path):
     """A program's scans have operators of their own, under one name in each."""
     x, cotangent = torch.randn(4, 7, 9), torch.randn(4, 7, 9)
@@ -46,6 +48,22 @@ def test_operators_of_scans_stay_apart(tmp_path):
     given = {"kept": [torch.tensor(t) for t in made], "gradients": (cotangent,)}
     report = run_alone(tmp_path, source, "scans_backward", {"g": ((x,), {**what, **given})})
     assert torch.allclose(torch.tensor(report["g"][0]), want, 1e-4, 1e-5)
+
+
+@pytest.mark.slow
+def test_one_output_needs_no_tuple(tmp_path):
+    source = export_backward(cli_kernels.scaled, Setting("f32", {"D": 16}))
+    x = torch.randn(1, 16)
+    calls = {"forward": ((x,), {})}
+    assert "scaled_backward" in source and "_launch_1" in source
+    kept = torch.tensor(run_alone(tmp_path, source, "scaled", calls)["forward"][0])
+    one, many = (kept, torch.ones(1, 16)), ((kept,), (torch.ones(1, 16),))
+    calls = {
+        name: ((x,), {"kept": k, "gradients": g})
+        for name, (k, g) in {"one": one, "many": many, "wrong": (kept[0], one[1])}.items()
+    }
+    report = run_alone(tmp_path, source, "scaled_backward", calls)
+    assert report["one"] == report["many"] and "refused" in report["wrong"]
 
 
 @tk.kernel

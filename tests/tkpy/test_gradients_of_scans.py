@@ -115,13 +115,17 @@ def meaning(which, axis, reverse):
 OPERATORS = ["affine", "affine of one", "matrices", "log_add", "moments", "restarting", "complex"]
 
 
+QUICK = ("affine", "matrices", "restarting")
+FORMS = [w if w in QUICK else pytest.param(w, marks=pytest.mark.slow) for w in OPERATORS]
+
+
 def inputs(m, n, number, dtype=torch.float32):
     g = torch.Generator().manual_seed(number)
     x, cotangent = (torch.randn(4, m, n, generator=g).to(dtype) for _ in range(2))
     return x, cotangent
 
 
-@pytest.mark.parametrize("which", OPERATORS)
+@pytest.mark.parametrize("which", FORMS)
 @given(m=st.sampled_from([1, 2, 16, 19]), n=st.sampled_from([1, 5, 17]),
        axis=st.integers(0, 1), reverse=st.booleans(), number=st.integers(0, 2**31))  # fmt: skip
 @settings(max_examples=3, deadline=None, database=None)
@@ -141,6 +145,7 @@ def test_without_rounding(which, m, n, axis, reverse, number):
     assert not got[count:].any() and not want[count:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("which", ["affine", "matrices"])
 def test_compiled(which, dtype):
