@@ -12,7 +12,7 @@ from zoo.vqvae.system import PRESETS, system
 
 pytest.importorskip("sklearn")
 
-TINY = Config(hidden=(8, 16), dim=4, codes=32)
+TINY = Config(hidden=(8, 16), dim=9, codes=32)
 
 
 def trained(model, steps, seed=0, batch=16, lr=2e-3):
@@ -45,7 +45,7 @@ def trained(model, steps, seed=0, batch=16, lr=2e-3):
     ids=str,
 )
 def test_trains_as_the_reference_does(changes):
-    config = Config(**{"hidden": (8, 16), "dim": 4, "codes": 32, **changes})
+    config = Config(**{"hidden": (8, 16), "dim": 9, "codes": 32, **changes})
     torch.manual_seed(0)
     ours = VQVAE(config)
     torch.manual_seed(0)
@@ -79,6 +79,7 @@ def test_images_to_codes_and_back():
         torch.testing.assert_close(model.decode(index), out.image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"quantizers": 2}, {"groups": 2}], ids=str)
 def test_other_quantisers(changes):
     torch.manual_seed(0)

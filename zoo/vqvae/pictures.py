@@ -86,5 +86,5 @@ def descent(path: Path, seed: int = 0) -> None:
         right.plot(o.values, color=color, label=f"{name}: f of the codes")
         right.plot(o.distortions, color=color, linestyle=":", label=f"{name}: distortion")
     right.set(xlabel="step", yscale="log")
-    right.legend(fontsize=7)
+    right.legend(fontsize=7, loc="lower left")
     figure.savefig(path)
