@@ -86,5 +86,6 @@ def descent(path: Path, seed: int = 0) -> None:
         right.plot(o.values, color=color, label=f"{name}: f of the codes")
         right.plot(o.distortions, color=color, linestyle=":", label=f"{name}: distortion")
     right.set(xlabel="step", yscale="log")
-    right.legend(fontsize=7, loc="lower left")
+    right.set_ylim(top=2000)
+    right.legend(fontsize=7, loc="upper right")
     figure.savefig(path)
