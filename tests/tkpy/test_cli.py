@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cli_kernels
 import forked
+import operator_kernels
 import pytest
 from typer.testing import CliRunner
 
@@ -19,6 +20,8 @@ import tkpy
 from codegen.aot import CPU, TARGETS
 from codegen.inspect import INSTRUCTIONS
 from tkpy.cli import app, find
+from tkpy.cli.check import differentiated
+from tkpy.cli.find import Found
 from tkpy.cli.options import AnyTarget, Target
 
 FILE = cli_kernels.__file__
@@ -279,6 +282,12 @@ def test_targets_are_those_of_the_compiler():
 def test_inspect_reads_gpus_only():
     """Occupancy, warps and shared memory mean nothing on a CPU."""
     assert "sm_90" in tk("inspect", f"{FILE}:scaled", "--target", "cpu", status=2).stderr
+
+
+def test_what_changes_in_place_has_no_backward_to_check(capsys):
+    found = [Found(k.name, k, "here") for k in (operator_kernels.gram, operator_kernels.step)]
+    assert [differentiated(f) for f in found] == [True, False]
+    assert "step is left out: it changes state in place" in capsys.readouterr().err
 
 
 def test_inspect_a_backward():

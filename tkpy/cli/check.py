@@ -66,6 +66,8 @@ def check(
     chosen = [find(kernel)] if kernel else list(registered().values())
     if not chosen:
         raise NotFound("no kernels are registered\n  your own: tkpy check path/to/file.py:kernel")
+    if backward and not kernel:
+        chosen = [f for f in chosen if differentiated(f)]
     done = run_checks(chosen, examples, seed, backward)
     if as_json:
         print_json([c.facts() for c in done])
@@ -73,6 +75,15 @@ def check(
         print_results(done)
     if not all(c.result.ok for c in done):
         raise typer.Exit(1)
+
+
+def differentiated(found: Found) -> bool:
+    """Whether a kernel has a derived backward; of all kernels those are checked that have."""
+    changed = found.kernel.operator.changed
+    if changed:
+        said = f"{found.name} is left out: it changes {', '.join(changed)} in place"
+        Console(stderr=True).print(said, soft_wrap=True)
+    return not changed
 
 
 def run_checks(
