@@ -1,6 +1,6 @@
 """Templates for test_template.py: right ones, and one for every mistake that is refused."""
 
-# ruff: noqa: F841, F823  two of the mistakes
+# ruff: noqa: F841, F823, B007  two of the mistakes, and an index that hooks alone read
 
 import tkpy as tk
 
@@ -124,6 +124,48 @@ def roles(q: tk.Global["N D"], k: tk.Global["M D"], v: tk.Global["M D"], o: tk.O
         tk.store(o, acc / total, (i, 0))
 
     tk.run(tk.cdiv("M", 16), None, (load_k, load_v), (score, softmax, update), finish)
+
+
+def nested(runs=1, finish=True):
+    """The largest entry of every row of a b; ``finish``: only within a loop may it be left out."""
+
+    @tk.lcf(stages=2)
+    def largest(a: tk.Global["M K"], b: tk.Global["K N"], most: tk.Out["M"]):
+        i = tk.tasks(tk.cdiv("M", 16))
+
+        def setup():
+            return tk.zeros(16, 16)
+
+        def load(k):
+            return tk.load(a, (i, k), (16, 16)), tk.load(b, (k, j), (16, 16))
+
+        def compute(k, acc, at, bt):
+            return tk.mma_AB(at, bt, acc)
+
+        top = tk.neg_infty(16)
+        for j in tk.range(tk.cdiv("N", 16)):
+            for _ in range(runs):
+                acc = tk.run(tk.cdiv("K", 16), setup, load, compute)
+            top = tk.row_max(acc, top)
+        tk.store(most, top, i)
+
+    @tk.lcf
+    def alone(a: tk.Global["M K"], most: tk.Out["M"]):
+        i = tk.tasks(tk.cdiv("M", 16))
+
+        def setup():
+            return tk.neg_infty(16)
+
+        def load(k):
+            return tk.load(a, (i, k), (16, 16))
+
+        def compute(k, top, at):
+            return tk.row_max(at, top)
+
+        top = tk.run(tk.cdiv("K", 16), setup, load, compute)
+        tk.store(most, top, i)
+
+    return largest if finish else alone
 
 
 @tk.kernel

@@ -8,14 +8,14 @@ from tkpy.ahead import Setting, call_of
 from tkpy.cli.find import find
 from tkpy.pipeline.check import check
 from tkpy.pipeline.device import device
-from tkpy.pipeline.events import AsyncCopy, Mma, StoreAsync
+from tkpy.pipeline.events import AsyncCopy, Compute, Mma, StoreAsync
 from tkpy.pipeline.of_kernel import estimate, plan
 
 H100 = device("h100")
 FEW = ["attention", "gemm", "layernorm", "rotary"]
 MORE = [
     "based", "cross_entropy", "fftconv", "hedgehog", "linear_attention", "mamba2", "rmsnorm",
-    "short_conv", "softmax",
+    "linear_cross_entropy", "short_conv", "softmax",
 ]  # fmt: skip
 
 
@@ -43,6 +43,22 @@ def test_a_gemm_has_its_rings_and_its_products():
     result = estimate(found, H100)
     assert 0.6 < result.flops / H100.products("bf16") <= 1.0
     assert result.timeline.binding == "matrix"
+
+
+def test_a_loop_around_the_main_one_is_flattened_into_it():
+    """Its own work comes once in so many iterations, and none of it is lost."""
+    sizes = {"M": 256, "D": 256, "V": 1024}
+    found = planned("linear_cross_entropy", sizes, bias=True)
+    compute, pipeline = found.pipeline.role("compute"), found.pipeline
+    assert pipeline.iterations == (256 // 64) * (1024 // 128) and found.tasks == 2
+    each = sum(e.flops for e in compute.body if isinstance(e, Mma)) * compute.groups
+    assert each * pipeline.iterations * found.tasks == 2 * 256 * 256 * 1024
+    rare = [e for e in compute.body if e.when.every == 4]
+    exponentials = sum(e.special for e in rare if isinstance(e, Compute)) * compute.groups
+    assert exponentials >= 128 * 128
+    assert {e.when.phase for e in rare if isinstance(e, Compute)} == {3}
+    assert {r.every for r in pipeline.rings} == {1, 4}  # the bias is loaded by the outer loop
+    assert check(pipeline) == []
 
 
 def test_rows_without_a_loop_go_through_output_rings():

@@ -68,6 +68,19 @@ def test_three_roles_are_one_role_in_order():
     assert (kernels.roles(q, k, v) - want).abs().max() < 1e-4
 
 
+def test_a_run_within_a_loop_gives_its_state():
+    a, b = torch.randn(40, 50), torch.randn(50, 70)
+    want = a.double() @ b.double()
+    error = (kernels.nested()(a, b) - want.amax(1)).abs()
+    assert (error <= bound(a, b).amax(1)).all()
+    for kernel, args, words in (
+        (kernels.nested(runs=2), (a, b), "a template has one tk.run"),
+        (kernels.nested(finish=False), (a,), "the hook finish of tk.lcf is missing"),
+    ):
+        with pytest.raises(tk.CompileError, match=words):
+            kernel(*args)
+
+
 def test_a_nested_function_is_a_helper_in_any_kernel():
     x = torch.randn(20, 20)
     assert torch.equal(kernels.helped(x), x * 4 + 1)

@@ -114,7 +114,7 @@ class Hooks(Core):
 
     # -- tk.run ----------------------------------------------------------------------------
 
-    def pipeline(self, count, setup, load, compute, rest, store, finish) -> None:
+    def pipeline(self, count, setup, load, compute, rest, store, finish) -> object:
         template = self.b.template
         if template is None:
             raise IRError(
@@ -134,8 +134,9 @@ class Hooks(Core):
             raise IRError("tk.lcf has no store hook", "tk.lcsf has one; finish stores at the end")
         if self.b.fn.pipelined:
             raise IRError("a template has one tk.run")
-        _Run(self, template, count, setup, _several(load), _several(compute), **given).walk()
+        run = _Run(self, template, count, setup, _several(load), _several(compute), **given)
         self.b.fn.pipelined = True
+        return run.walk()
 
 
 def _several(hooks: object) -> tuple:
@@ -151,7 +152,9 @@ class _Run:
         self.loads, self.roles, self.store, self.finish = loads, roles, store, finish
         needed = [("load", h) for h in loads] + [("compute", h) for h in roles]
         needed += [("store", store)] if template.kind == "lcsf" else []
-        needed += [("finish", finish)] if template.kind == "lcf" else []
+        # Within a loop the state goes on to what the loop does with it.
+        nested = bool(self.b.loop_vars)
+        needed += [("finish", finish)] if template.kind == "lcf" and not nested else []
         for name, hook in needed:
             if not isinstance(hook, Hook):
                 says = "is missing" if hook is None else f"is {what(hook)}"
@@ -239,7 +242,8 @@ class _Run:
                 f"def {hook.name}({', '.join(wanted)}):",
             )
 
-    def walk(self) -> None:
+    def walk(self) -> object:
+        """Walks all hooks; the state after the last iteration, where no ``finish`` takes it."""
         w = self.w
         self.names: list[list[str]] = []  # of the state of each role
         frame = Frame(w.f.source, {}, w.f.outer, w.f.depth + 1)
@@ -269,11 +273,13 @@ class _Run:
         finally:
             w.f = caller
         self._no_races()
-        if self.finish is not None:
-            flat = [n for names in self.names for n in names]
-            self.takes(self.finish, flat)
-            if self.call(self.finish, *states, writes=True):
-                raise self.bad(self.finish, "returns a value that nobody takes", "tk.store it")
+        if self.finish is None:
+            return states[0] if len(states) == 1 else tuple(states) or None
+        flat = [n for names in self.names for n in names]
+        self.takes(self.finish, flat)
+        if self.call(self.finish, *states, writes=True):
+            raise self.bad(self.finish, "returns a value that nobody takes", "tk.store it")
+        return None
 
     def loop(self, index: str, many: TileRange, body: Callable, rings: bool) -> None:
         carried = [n for names in self.names for n in names]

@@ -293,6 +293,7 @@ class Statements(Core):
             set(self.b.stored),
             set(self.b.symbols),
             dict(self.b.fn.facts.ranges),
+            self.b.fn.pipelined,
         )
         types: dict[str, Type] = {}
         changed: list[str] = list(updated)
@@ -301,6 +302,7 @@ class Statements(Core):
             del self.b.regions[-1].ops[state[0] :]
             self.b.stored, self.b.symbols = set(state[1]), set(state[2])
             self.b.fn.facts.ranges = dict(state[3])
+            self.b.fn.pipelined = state[4]
             self.f.env = dict(before)
             first = attempt == 0
             outcome = self._loop_once(node, many, index, body, attrs, changed, types, first)

@@ -3,7 +3,9 @@
 Read from tile IR before its loops are split. The loop of a template (``tk.run``) has its rings
 and hooks by name; a plain kernel's main loop, the one with the most work, is seen as the template
 that it would be: each load in it a ring, each load before it a ring that is filled once a task. A
-kernel without a loop has one iteration a task and stores through a ring of its own.
+kernel without a loop has one iteration a task and stores through a ring of its own. A loop around
+the main one is flattened into it: what it does before and after happens in the first and the last
+of every so many iterations.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from tkpy.pipeline.events import (
     Read,
     Store,
     StoreAsync,
+    When,
     Write,
     places,
 )
@@ -158,8 +161,11 @@ class _Reader:
         for w in amounts.works:
             self.works.setdefault(w.op, []).append(w)
         self.loop = self._main_loop()
+        self.around = next((o for o in fn.body.ops if self._directly(o)), None)
+        self.inner = self._inner()
         self.rings: dict[str, Ring] = {}
         self.of_op: dict[Op, str] = {}
+        self.every = 1  # iterations that a fill of a ring lasts
 
     # What is there
 
@@ -185,7 +191,7 @@ class _Reader:
         blocks = template.blocks if template else 1
         before, body, after = self._parts()
         loads, setup = self._split(before, per="task")
-        each, compute = self._split(body, per="iteration")
+        each, compute = self._in_order(body)
         tail, finish = self._split(after, per="task")
         loads += tail
         stores = self._stores() if self.loop is None or self._lcsf() else []
@@ -217,6 +223,36 @@ class _Reader:
         body = [op for op in self.loop.regions[0].ops if op.kind != "yield"]
         return top[:at], body, top[at + 1 :]
 
+    def _directly(self, op: Op) -> bool:
+        """Is this a loop around the main one, with nothing between?"""
+        return op.kind == "for" and any(o is self.loop for o in op.regions[0].ops)
+
+    def _inner(self) -> int:
+        """Trips of the main loop for one of the loop around it."""
+        if self.around is None or self.loop is None:
+            return 1
+        _, start, stop = loop_parts(self.loop)
+        stated = max((every for _, _, every in self.loop.attrs.get("rings", ())), default=1)
+        return stated if stated > 1 else max(1, self._typical(stop - start))
+
+    def _in_order(self, body: list[Op]) -> tuple[list[Event], list[Event]]:
+        """The events of an iteration, those of the loop around the main one with theirs."""
+        if self.around is None:
+            return self._split(body, per="iteration")
+        ops = [op for op in self.around.regions[0].ops if op.kind != "yield"]
+        at = next(i for i, op in enumerate(ops) if op is self.loop)
+        loads: list[Event] = []
+        work: list[Event] = []
+        for part, phase in ((ops[:at], 0), (body, None), (ops[at + 1 :], self.inner - 1)):
+            self.every = 1 if phase is None else self.inner
+            more, then = self._split(part, per="iteration")
+            if phase is not None:
+                more = [e.at(when=When(self.inner)) for e in more]
+                then = [e.at(when=When(self.inner, phase)) for e in then]
+            loads, work = loads + more, work + then
+        self.every = 1
+        return loads, work
+
     def _holds(self, op: Op) -> bool:
         return any(inner is self.loop for r in op.regions for inner in r.walk())
 
@@ -245,7 +281,7 @@ class _Reader:
         stated = dict.fromkeys(()) if self.loop is None else self.loop.attrs.get("rings", ())
         known = {name: (stages, every) for name, stages, every in stated}
         hook = op.hook if op.hook in known else ""
-        stages, every = known.get(hook, (None, 1))
+        stages, every = known.get(hook, (None, self.every))
         param = op.attrs["param"]
         name = op.result.hint or param
         while name in self.rings:
@@ -360,17 +396,17 @@ class _Reader:
     def _iterations(self, tasks: int) -> int | tuple[int, ...]:
         if self.loop is None:
             return 1
-        _, start, stop = loop_parts(self.loop)
+        _, start, stop = loop_parts(self.around or self.loop)
         trips = sympy.sympify(stop - start).subs(self.sizes)
         free = sorted(trips.free_symbols, key=str)
         if not free:
-            return max(0, int(trips))
+            return max(0, int(trips)) * self.inner
         counts = {s: int(sympy.sympify(n).subs(self.sizes)) for s, n in self.fn.grid}
         if any(s not in counts for s in free) or len(free) > 1:
-            return max(1, self._typical(stop - start))
+            return max(1, self._typical(stop - start)) * self.inner
         f = sympy.lambdify(free[0], trips, [{"FloorDiv": np.floor_divide}, "numpy"])
         each = np.broadcast_to(f(np.arange(counts[free[0]])), (counts[free[0]],))
-        return max(1, round(float(each.mean())))
+        return max(1, round(float(each.mean()))) * self.inner
 
     def _reading(self, role: Role) -> Role:
         """The consumers with a read of each ring whose use is in nothing that is modelled."""

@@ -38,6 +38,9 @@ def run(count, setup, load, compute, *rest, store=None, finish=None):
         store(k, *outputs)                    lcsf only
         finish(*state)                        or None in lcsf
 
+    Within a loop of the kernel, as over the columns of a product each of which is one run,
+    ``finish`` is left out: ``tk.run`` then gives the state after the last iteration.
+
     ``count`` is a number of iterations or a ``tk.range``. A hook returns one value or a tuple.
     Run in this order the hooks define the answer; how many stages lie between them never changes
     a bit. Hooks are pure: ``load`` only reads inputs, and ``store`` and ``finish`` alone write.

@@ -6,16 +6,22 @@ import tkpy as tk
 
 
 @tk.function
-def linear(x, weight, bias, i, j, rows, cols, depth):
-    """The tile i, j of x weight^T + bias, in fp32."""
-    acc = tk.zeros(rows, cols)
-    for k in tk.range(tk.cdiv("K", depth)):
-        xt = tk.load(x, (i, k), (rows, depth))
-        acc = tk.mma_ABt(xt, tk.load(weight, (j, k), (cols, depth)), acc)
-    return acc + tk.load(bias, j, cols, dtype=tk.f32)
+def linear(x, weight, i, j, rows, cols, depth, finish):
+    """Gives ``finish`` the tile i, j of x weight^T, in fp32."""
+
+    def setup():
+        return tk.zeros(rows, cols)
+
+    def load(k):
+        return tk.load(x, (i, k), (rows, depth)), tk.load(weight, (j, k), (cols, depth))
+
+    def compute(k, acc, xt, wt):
+        return tk.mma_ABt(xt, wt, acc)
+
+    tk.run(tk.cdiv("K", depth), setup, load, compute, finish)
 
 
-@tk.kernel(num_warps=8, autocast=True)
+@tk.lcf(super_m=8, autocast=True)
 def flux_gelu(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],
@@ -33,12 +39,16 @@ def flux_gelu(
     Units" (arXiv 1606.08415, section 2): u (1 + tanh z) / 2 is u sigmoid(2 z), which loses
     nothing where tanh is near -1.
     """
-    i, j = tk.grid(tk.cdiv("M", rows), tk.cdiv("N", cols))
-    u = linear(x, weight, bias, i, j, rows, cols, depth)
-    tk.store(y, u * tk.sigmoid(u * (u * u * 0.0713548162726 + 1.5957691216057308)), (i, j))
+    i, j = tk.tasks(tk.cdiv("M", rows), tk.cdiv("N", cols))
+
+    def finish(acc):
+        u = acc + tk.load(bias, j, cols, dtype=tk.f32)
+        tk.store(y, u * tk.sigmoid(u * (u * u * 0.0713548162726 + 1.5957691216057308)), (i, j))
+
+    linear(x, weight, i, j, rows, cols, depth, finish)
 
 
-@tk.kernel(num_warps=8, autocast=True)
+@tk.lcf(super_m=8, autocast=True)
 def flux_gate(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],
@@ -57,9 +67,13 @@ def flux_gate(
     Everything between loads and the store is fp32. ThunderKittens' kernels/flux (which drops the
     bias).
     """
-    i, j = tk.grid(tk.cdiv("M", rows), tk.cdiv("N", cols))
-    u = linear(x, weight, bias, i, j, rows, cols, depth) * tk.load(gate, j, cols, dtype=tk.f32)
-    tk.store(y, u + tk.load(residual, (i, j), (rows, cols), dtype=tk.f32), (i, j))
+    i, j = tk.tasks(tk.cdiv("M", rows), tk.cdiv("N", cols))
+
+    def finish(acc):
+        u = (acc + tk.load(bias, j, cols, dtype=tk.f32)) * tk.load(gate, j, cols, dtype=tk.f32)
+        tk.store(y, u + tk.load(residual, (i, j), (rows, cols), dtype=tk.f32), (i, j))
+
+    linear(x, weight, i, j, rows, cols, depth, finish)
 
 
 def _gelu_terms(x, weight, bias):

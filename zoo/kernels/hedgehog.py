@@ -48,19 +48,17 @@ def recall(up, down, v, s_up, s_down, z_up, z_down):
 
 
 @tk.function
-def near(qt, k, v, coord, first, start, window, to_bits, rows, cols, c, width):
+def near(qt, k, v, coord, first, start, window, to_bits, cols, width):
     """Softmax's numerator and denominator over keys ``start`` to the query's own position.
 
     Both are relative to the largest score of the row. ``window`` leaves the last of the keys.
     """
-    b, g = coord
+    (b, g, c), rows = coord, qt.shape[0]
     top, total, acc = tk.full(rows, LOWEST), tk.zeros(rows), tk.zeros(rows, width)
     for j in tk.range(tk.cdiv(first + rows - start, cols)):
         key = start + j * cols
-        kt, vt = (
-            tk.load(k, (b, g, tk.at(key), 0), (cols, "D")),
-            tk.load(v, (b, g, tk.at(key), c), (cols, width)),
-        )
+        kt = tk.load(k, (b, g, tk.at(key), 0), (cols, "D"))
+        vt = tk.load(v, (b, g, tk.at(key), c), (cols, width))
         s = tk.causal(tk.mma_ABt(qt, kt) * to_bits, first, key)
         if window is not None:
             s = tk.triu(s, 1 - window, first, key, fill=-math.inf)
@@ -71,10 +69,10 @@ def near(qt, k, v, coord, first, start, window, to_bits, rows, cols, c, width):
     return acc, total
 
 
-@tk.kernel(
+@tk.lcsf(
     where=["G >= 1", "H % G == 0", "N <= M", "window >= 1", "alpha >= 0", "beta > 0"],
-    num_warps=8,
-    num_stages=1,
+    stages=1,
+    persistent=False,
     autocast=True,
 )
 def hedgehog(
@@ -125,71 +123,79 @@ def hedgehog(
     section 3.2).
     """
     side = min(width, tk.cdiv("V", 16) * 16)
-    b, h, c = tk.grid("B", "H", tk.cdiv("V", side))
+    b, h, c = tk.tasks("B", "H", tk.cdiv("V", side))
     g, past = h // tk.dim("H // G"), tk.dim("M - N")  # the position of the first query
     to_bits = (tk.static("D") ** -0.5 if scale is None else scale) * math.log2(math.e)
-    tall = min(rows, (window + 15) // 16 * 16) if style == "terrace" else rows
+    blocks = style == "terrace"
+    tall = min(rows, (window + 15) // 16 * 16) if blocks else rows
+    tiles = (window + tall - 1) // tall if blocks else 1  # of a block
     read, write = tk.load(wq, (h, 0, 0), ("D", "E")), tk.load(wk, (h, 0, 0), ("D", "E"))
     far, close = tk.load(alpha, h), tk.load(beta, h)
-    s1 = begin(state, (b, h, 0, c), "E", side)
-    s2 = begin(state, (b, h, tk.at("E"), c), "E", side)
-    z1, z2 = begin(norm, (b, h, 0), "E"), begin(norm, (b, h, tk.at("E")), "E")
-    if style == "terrace":
-        for n in tk.range(tk.cdiv("M", window)):
-            begun, ended = n * window, (n + 1) * window
-            for t in tk.range((window + tall - 1) // tall):
-                first = begun + t * tall
-                at = (b, h, tk.at(first - past), 0)
-                qt = tk.load(q, at, (tall, "D"), until=ended - past)
-                start = max(begun - window, 0)
-                acc, total = near(
-                    qt, k, v, (b, g), first, start, None, to_bits, tall, cols, c, side
-                )
-                up, down = features(qt, read, v)
-                more, weight = recall(up, down, v, s1, s2, z1, z2)
-                out = (acc * close + more * far) / (total * close + weight * far)
-                tk.store(o, out, (b, h, tk.at(first - past), c), until=ended - past)
-            # Block n - 1, unless no query of the next call could do without it in its window.
-            last = min(begun, (tk.dim("M") // window - 1) * window)
-            for t in tk.range((window + tall - 1) // tall):
-                key = begun - window + t * tall
-                kt = tk.load(k, (b, g, tk.at(key), 0), (tall, "D"), until=last)
-                vt = tk.load(v, (b, g, tk.at(key), c), (tall, side), until=last)
-                up, down = known(kt, write, v, key)
-                s1, s2, z1, z2 = remember(up, down, vt, s1, s2, z1, z2)
-    else:
-        before = max(past - window, 0)
-        for j in tk.range(tk.cdiv(before, tall)):
-            kt = tk.load(k, (b, g, j, 0), (tall, "D"), until=before)
-            vt = tk.load(v, (b, g, j, c), (tall, side), until=before)
-            up, down = features(kt, write, v)
-            s1, s2, z1, z2 = remember(up, down, vt, s1, s2, z1, z2)
-        for i in tk.range(tk.cdiv("N", tall)):
-            first = past + i * tall
-            qt = tk.load(q, (b, h, i, 0), (tall, "D"))
-            start = max(first + 1 - window, 0)
-            acc, total = near(qt, k, v, (b, g), first, start, window, to_bits, tall, cols, c, side)
-            up, down = features(qt, read, v)
-            more, weight = recall(up, down, v, s1, s2, z1, z2)
-            # The keys that leave the window one by one: row r sees those up to row r.
-            key, last = first - window, tk.dim("M") - window
-            kt = tk.load(k, (b, g, tk.at(key), 0), (tall, "D"), until=last)
-            vt = tk.load(v, (b, g, tk.at(key), c), (tall, side), until=last)
-            k_up, k_down = known(kt, write, v, key)
+    # What no later query sees in its window is remembered, and nothing after it.
+    end_of_past = (tk.dim("M") // window - 1) * window if blocks else tk.dim("M") - window
+
+    def setup():
+        s1 = begin(state, (b, h, 0, c), "E", side)
+        s2 = begin(state, (b, h, tk.at("E"), c), "E", side)
+        z1, z2 = begin(norm, (b, h, 0), "E"), begin(norm, (b, h, tk.at("E")), "E")
+        if not blocks:
+            before = max(past - window, 0)
+            for j in tk.range(tk.cdiv(before, tall)):
+                kt = tk.load(k, (b, g, j, 0), (tall, "D"), until=before)
+                vt = tk.load(v, (b, g, j, c), (tall, side), until=before)
+                s1, s2, z1, z2 = remember(*features(kt, write, v), vt, s1, s2, z1, z2)
+        # Where a block has several tiles, what it adds waits until the last of them.
+        return (s1, s2, z1, z2) * (1 if tiles == 1 else 2)
+
+    def place(i):
+        """The first query of tile ``i``, and the first key of its window."""
+        if not blocks:
+            return past + i * tall, max(past + i * tall + 1 - window, 0)
+        return i // tiles * window + i % tiles * tall, max((i // tiles - 1) * window, 0)
+
+    def load(i):
+        first, _ = place(i)
+        stop, last = None, end_of_past
+        if blocks and window % tall:  # a block ends within its last tile
+            stop = (i // tiles + 1) * window - past
+            last = min(stop + past - window, last)
+        qt = tk.load(q, (b, h, tk.at(first - past), 0), (tall, "D"), until=stop)
+        kt = tk.load(k, (b, g, tk.at(first - window), 0), (tall, "D"), until=last)
+        return qt, kt, tk.load(v, (b, g, tk.at(first - window), c), (tall, side), until=last)
+
+    def compute(i, *given):
+        (*kept, qt, kt, vt), (first, start) = given, place(i)
+        last = None if blocks else window
+        acc, total = near(qt, k, v, (b, g, c), first, start, last, to_bits, cols, side)
+        up, down = features(qt, read, v)
+        more, weight = recall(up, down, v, *kept[:4])
+        k_up, k_down = known(kt, write, v, first - window)
+        if not blocks:  # the keys leave the window one by one: row r sees those up to row r
             precision = "tf32" if v.dtype == tk.f16 else "ieee"
-            a = tk.mma_ABt(
-                down, k_down, tk.mm_ABt(up, k_up, precision=precision), precision=precision
-            )
-            a = tk.make_causal(a)
+            a = tk.mm_ABt(up, k_up, precision=precision)
+            a = tk.make_causal(tk.mma_ABt(down, k_down, a, precision=precision))
             more = tk.mma_AB(operand(a, v), operand(vt, v), more, precision=precision)
             weight += tk.row_sum(a)
-            out = (acc * close + more * far) / (total * close + weight * far)
-            tk.store(o, out, (b, h, i, c))
-            s1, s2, z1, z2 = remember(k_up, k_down, vt, s1, s2, z1, z2)
-    end(new_state, s1, (b, h, 0, c))
-    end(new_state, s2, (b, h, tk.at("E"), c))
-    end(new_norm, z1, (b, h, 0))
-    end(new_norm, z2, (b, h, tk.at("E")))
+        out = (acc * close + more * far) / (total * close + weight * far)
+        after = remember(k_up, k_down, vt, *kept[-4:])
+        if tiles == 1:
+            return *after, out
+        done = i % tiles == tiles - 1
+        return *[tk.where(done, x, y) for x, y in zip(after, kept[:4], strict=True)], *after, out
+
+    def store(i, out):
+        first, _ = place(i)
+        stop = (i // tiles + 1) * window - past if blocks and window % tall else None
+        tk.store(o, out, (b, h, tk.at(first - past), c), until=stop)
+
+    def finish(s1, s2, z1, z2, *_):
+        end(new_state, s1, (b, h, 0, c))
+        end(new_state, s2, (b, h, tk.at("E"), c))
+        end(new_norm, z1, (b, h, 0))
+        end(new_norm, z2, (b, h, tk.at("E")))
+
+    count = tk.cdiv("M", window) * tiles if blocks else tk.cdiv("N", tall)
+    tk.run(count, setup, load, compute, store, finish)
 
 
 def _phi(x, w, terms):

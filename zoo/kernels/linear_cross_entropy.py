@@ -9,9 +9,10 @@ import tkpy as tk
 LOWEST = torch.finfo(torch.float32).min
 
 
-@tk.kernel(
+@tk.lcf(
     where=["ignore < 0", "softcap > 0", "smoothing >= 0", "smoothing <= 1"],
-    num_warps=8,
+    stages=3,
+    persistent=False,
     autocast=True,
 )
 def linear_cross_entropy(
@@ -42,17 +43,24 @@ def linear_cross_entropy(
     class gives NaN. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models" (arXiv
     2411.09009, algorithm 1), with the running maximum of arXiv 1805.02867.
     """
-    i = tk.grid(tk.cdiv("M", rows))
+    i = tk.tasks(tk.cdiv("M", rows))
     label = tk.load(target, i, rows)
     known = (label >= 0) & (label < tk.dim("V"))
     mine = tk.col_vec(tk.cast(tk.where(known, label, -1), tk.i32))
     top, total = tk.full(rows, LOWEST), tk.zeros(rows)
     picked, spread = tk.zeros(rows), tk.zeros(rows)
+
+    def setup():
+        return tk.zeros(rows, cols)
+
+    def load(d):
+        return tk.load(x, (i, d), (rows, depth)), tk.load(weight, (j, d), (cols, depth))
+
+    def compute(d, z, xt, wt):
+        return tk.mma_ABt(xt, wt, z)
+
     for j in tk.range(tk.cdiv("V", cols)):
-        z = tk.zeros(rows, cols)
-        for d in tk.range(tk.cdiv("D", depth)):
-            xt = tk.load(x, (i, d), (rows, depth))
-            z = tk.mma_ABt(xt, tk.load(weight, (j, d), (cols, depth)), z)
+        z = tk.run(tk.cdiv("D", depth), setup, load, compute)
         if bias is not None:
             z += tk.load(bias, j, cols, dtype=tk.f32)
         # The classes beyond the last are dead columns of the weight, and so of z.
