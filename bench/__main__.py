@@ -41,6 +41,22 @@ def train_ops(
         json_file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+@app.command(name="based-step")
+def based_step(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
+    batch: Annotated[int, typer.Option(help="Rows.")] = 2,
+    threads: Annotated[int, typer.Option(help="Threads for both sides.")] = 2,
+    compiled: Annotated[bool, typer.Option(help="torch.compile is a rival too.")] = True,
+) -> None:
+    """A training step of BASED beside its reference: quadratic, chunked, eager, compiled."""
+    from bench.based_step import run
+
+    rows = run(length, batch, threads, compiled)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+
+
 @app.command()
 def vq(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,

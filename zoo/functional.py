@@ -24,6 +24,9 @@ from zoo.kernels.norm import layernorm as _layernorm
 from zoo.kernels.norm import rmsnorm as _rmsnorm
 from zoo.kernels.rotary import rotary as _rotary
 from zoo.kernels.short_conv import short_conv as _short_conv
+from zoo.kernels.swiglu import swiglu as _swiglu
+from zoo.kernels.taylor_quadratic import taylor_block as _taylor_block
+from zoo.kernels.taylor_quadratic import taylor_quadratic as _taylor_quadratic
 
 State = tuple[Tensor, ...]
 _STATE = ("t0", "t1", "t2", "s0", "s1", "s2")
@@ -66,7 +69,8 @@ def taylor_linear_attention(
 ) -> tuple[Tensor, State | None]:
     """BASED's attention: key j weighs 1 + s + s^2 / 2 for query i >= j, s = scale q_i . k_j.
 
-    q, k: [B, T, H, F], F at most 32; v: [B, T, H, V]. Arora et al. (arXiv 2402.18668).
+    q, k: [B, T, H, F], F at most 32; v: [B, T, H, V]. Arora et al. (arXiv 2402.18668). Where no
+    state is given or asked for, sequences of up to 4 F^2 positions are done without one.
 
     Returns: [B, T, H, V]; and the state, six tensors [B, H, ...] (``zoo.kernels.based``): powers
         of the keys, which do not depend on ``scale``.
@@ -83,6 +87,9 @@ def taylor_linear_attention(
         )
     if scale is not None:
         q = q * (scale * q.shape[-1] ** 0.5)
+    if initial_state is None and not output_final_state and q.shape[1] <= 4 * q.shape[-1] ** 2:
+        kernel = _taylor_block if q.shape[1] <= 64 else _taylor_quadratic
+        return kernel(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2), None
     past = dict(zip(_STATE, initial_state, strict=True)) if initial_state is not None else {}
     wanted = {f"new_{n}": True for n in _STATE} if output_final_state else {}
     got = _based(*(x.transpose(1, 2) for x in (q, k, v)), **past, **wanted)
@@ -98,10 +105,13 @@ def short_conv(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
+    gate: Tensor | None = None,
+    skip: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Causal convolution of each channel of x [B, T, D] with weight [D, W], W from 2 to 4.
 
-    ``activation``: None or "silu". The state, [B, W - 1, D], holds the last inputs.
+    ``activation``: None or "silu". What comes of it is multiplied by ``gate`` [B, T, D], then
+    ``skip`` adds x. The state, [B, W - 1, D], holds the last inputs.
 
     Returns: [B, T, D]; and the state.
     Raises: CallError for shapes, dtypes or an activation that do not fit, and ``cu_seqlens`` that
@@ -109,11 +119,20 @@ def short_conv(
     """
     if activation not in (None, "silu"):
         raise CallError(f"short_conv: activation={activation!r} is neither None nor 'silu'")
-    bounds = _bounds("short_conv", cu_seqlens, x)
+    gates = () if gate is None else (gate,)
+    bounds = _bounds("short_conv", cu_seqlens, x, *gates)
     if bounds is not None:
         return _each(
             lambda a, b, state: short_conv(
-                x[:, a:b], weight, bias, activation, state, output_final_state
+                x[:, a:b],
+                weight,
+                bias,
+                activation,
+                state,
+                output_final_state,
+                None,
+                None if gate is None else gate[:, a:b],
+                skip,
             ),
             bounds,
             initial_state,
@@ -127,7 +146,9 @@ def short_conv(
         weight,
         bias=bias,
         state=None if initial_state is None else initial_state.to(x.dtype),
+        gate=gate,
         activation=activation or "none",
+        skip=skip,
         **({"new_state": True} if output_final_state else {}),
     )
     return (got[0], got[1].float()) if output_final_state else (got, None)
@@ -150,28 +171,48 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, offset: int = 0) -> Tensor:
     return _rotary(x.transpose(1, 2), cos[offset:end], sin[offset:end]).transpose(1, 2)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def swiglu(x: Tensor) -> Tensor:
+    """value silu(gate) for (value, gate) = the halves of x [..., 2 H]; [..., H]."""
+    if x.shape[-1] % 2:
+        raise CallError(f"swiglu: the last axis of x, {list(x.shape)}, has no halves")
+    return _swiglu(x.reshape(-1, 2, x.shape[-1] // 2)).view(*x.shape[:-1], -1)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """x / sqrt(mean of x^2 + eps) weight over the last axes of x, those of ``weight``.
 
     As ``torch.nn.functional.rms_norm``, with statistics in fp32; without a weight over the last.
+    With a ``residual`` of x's shape: the norm of x + residual, and that sum in its dtype.
     """
     weight = x.new_ones(x.shape[-1]) if weight is None else weight
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     rows = _rows("rms_norm", x, weight)
-    return _rmsnorm(rows, weight.reshape(-1), eps=eps).view(x.shape)
+    past = _stream("rms_norm", x, rows, residual)
+    return _shaped(_rmsnorm(rows, weight.reshape(-1), eps=eps, **past), x.shape)
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """(x - mean) / sqrt(variance + eps) weight + bias over the last axes, those of ``weight``.
 
     As ``torch.nn.functional.layer_norm``, with statistics in fp32; without a weight over the last.
+    With a ``residual`` of x's shape: the norm of x + residual, and that sum in its dtype.
     """
     weight = x.new_ones(x.shape[-1]) if weight is None else weight
     rows = _rows("layer_norm", x, weight)
     bias = None if bias is None else bias.reshape(-1)
-    return _layernorm(rows, weight.reshape(-1), bias=bias, eps=eps).view(x.shape)
+    past = _stream("layer_norm", x, rows, residual)
+    return _shaped(_layernorm(rows, weight.reshape(-1), bias=bias, eps=eps, **past), x.shape)
 
 
 def cross_entropy(
@@ -237,6 +278,21 @@ def _rows(name: str, x: Tensor, weight: Tensor) -> Tensor:
             f"{list(weight.shape)}"
         )
     return x.reshape(-1, weight.numel())
+
+
+def _stream(name: str, x: Tensor, rows: Tensor, residual: Tensor | None) -> dict:
+    """What a norm's kernel is told of the residual stream."""
+    if residual is None:
+        return {}
+    if residual.shape != x.shape:
+        raise CallError(
+            f"{name}: the residual, {list(residual.shape)}, has not the shape of x, {list(x.shape)}"
+        )
+    return {"residual": residual.reshape(rows.shape), "total": True}
+
+
+def _shaped(out, shape):
+    return tuple(t.view(shape) for t in out) if isinstance(out, tuple) else out.view(shape)
 
 
 def _bounds(name: str, cu_seqlens: Tensor | None, *packed: Tensor) -> list | None:

@@ -154,3 +154,31 @@ def test_what_is_refused():
         Z.rms_norm(q, made(15))
     with pytest.raises(CallError, match="reduction='avg'"):
         Z.cross_entropy(made(3, 4), torch.zeros(3, dtype=torch.long), reduction="avg")
+
+
+def test_norms_with_a_residual():
+    """The norm of the sum, and the sum in the residual's type."""
+    x, r, w = made(2, 5, 24).bfloat16(), made(2, 5, 24, seed=1), made(24, seed=2).bfloat16()
+    for ours, theirs in ((Z.rms_norm, F.rms_norm), (Z.layer_norm, F.layer_norm)):
+        y, total = ours(x, w, eps=1e-5, residual=r)
+        assert torch.equal(total, x.float() + r) and y.dtype == torch.bfloat16
+        want = theirs(x.double() + r.double(), (24,), w.double(), eps=1e-5)
+        torch.testing.assert_close(y.double(), want, atol=1e-2, rtol=1e-2)
+        with pytest.raises(CallError, match="not the shape of x"):
+            ours(x, w, residual=r[0])
+
+
+def test_gated_and_skipping_convolutions():
+    x, w, gate = made(1, 37, 40), made(40, 3, seed=1), made(1, 37, 40, seed=2)
+    plain, _ = Z.short_conv(x, w)
+    near(Z.short_conv(x, w, gate=gate, skip=True)[0], plain * gate + x)
+    packed, _ = Z.short_conv(x, w, cu_seqlens=CUTS, gate=gate)
+    near(packed[:, 20:], Z.short_conv(x[:, 20:], w)[0] * gate[:, 20:])
+
+
+def test_swiglu():
+    x = made(2, 3, 42)
+    value, gate = x.double().chunk(2, -1)
+    near(Z.swiglu(x), value * F.silu(gate))
+    with pytest.raises(CallError, match="no halves"):
+        Z.swiglu(made(2, 3))

@@ -59,6 +59,7 @@ def logits(m, v, d, **more):
 
 
 CLASSES = torch.arange(17) * 2
+SEEN = torch.tensor([45, 0, 17])
 
 CASES = {
     "gemm": ("gemm", (made(70, 50), made(50, 33, seed=1), made(33, seed=2)), {"epilogue": "gelu"}),
@@ -100,6 +101,13 @@ CASES = {
         (made(1, 1, 5), made(5, 3, seed=1)),
         {"state": made(1, 2, 5), "new_state": True},
     ),
+    "short_conv, gated": (
+        "short_conv",
+        (made(2, 70, 33), made(33, 3, seed=1), made(33, seed=2)),
+        {"gate": made(2, 70, 33, seed=3), "skip": True},
+    ),
+    "swiglu": ("swiglu", (made(21, 2, 70),), {}),
+    "swiglu of wide rows": ("swiglu", (made(3, 2, 100),), {"cols": 48}),
     "fftconv": fftconv(3, 90),
     "attention": ("attention", heads(70, 45, 40), {"lse": True}),
     "attention, causal": (
@@ -108,6 +116,11 @@ CASES = {
         {"lse": True, "causal": True, "rows": 48, "cols": 16},
     ),
     "attention, window": ("attention", heads(50, 30, 5), {"lse": True, "window": 7, "cols": 16}),
+    "attention_decode": (
+        "attention_decode",
+        (made(3, 4, 5), made(3, 2, 45, 5, seed=1), made(3, 2, 45, 5, seed=2), SEEN),
+        {"cols": 16},
+    ),
     "linear_attention": decayed(41, 5, 23, chunk=16, cols=16),
     "linear_attention with state": decayed(70, 40, 23, state=made(1, 2, 40, 23, seed=4)),
     "mamba2": mamba2(41, 5, 23, chunk=16, cols=16),
@@ -120,6 +133,8 @@ CASES = {
     "based": based(41, 5, 23, chunk=16, cols=16),
     "based with state": based(20, 16, 33, **state(1, 2, 16, 33)),
     "based of one chunk": based(3, 1, 1),
+    "taylor_quadratic": ("taylor_quadratic", based(70, 5, 23)[1], {"rows": 48, "cols": 16}),
+    "taylor_block": ("taylor_block", based(41, 5, 23)[1], {}),
     "based_decode": (
         "based_decode",
         (made(2, 3, 5), made(2, 3, 5, seed=1), made(2, 3, 23, seed=2)),
@@ -156,7 +171,8 @@ SLOW = {
 }  # fmt: skip
 LARGE = {
     "linear_attention", "mamba2", "hedgehog", "linear_cross_entropy", "flux_gelu",
-    "vector_quantize", "vector_quantize_gradient", "code_sums",
+    "vector_quantize", "vector_quantize_gradient", "code_sums", "taylor_quadratic",
+    "attention_decode",
 }  # fmt: skip
 #: Cases whose kernel another case tries every time.
 TWICE = {
@@ -165,6 +181,9 @@ TWICE = {
     "attention, window",
     "gemm transposed",
     "fftconv",
+    "short_conv",
+    "swiglu of wide rows",
+    "taylor_block",
 }
 FAST_OR_SLOW = [
     pytest.param(n, marks=pytest.mark.slow if n in SLOW | TWICE or CASES[n][0] in LARGE else ())

@@ -14,7 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from tkpy import TkError
+from zoo.based.config import BasedConfig
 from zoo.based.model import Based, State
+
+#: Small enough that a slow machine reads a page of text in seconds.
+TINY = BasedConfig(("conv", "linear", "window"), 32, 2, 8, 16, 64)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Reading:
         return self.difference <= 1e-4 * max(self.largest_logit, 1.0)
 
 
+@torch.no_grad()
 def read(model: Based, text: bytes, seconds: float, console: Console | None = None) -> Reading:
     """Run ``model`` over as much of ``text`` as ``seconds`` allow.
 
@@ -57,25 +62,26 @@ def read(model: Based, text: bytes, seconds: float, console: Console | None = No
     if not text:
         raise ValueError("the text is empty")
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()[None]
-    _, state = model(tokens[:, :1])  # one call of each kind, so that no compiling is timed
-    model(tokens[:, :1], state)
-    model(tokens[:, :2])
+    for size in (1, 2):  # one call of each kind, so that no compiling is timed
+        model(tokens[:, :size], state=model.start(1))
     with _progress(console) as progress:
         deadline = time.perf_counter() + seconds
-        singles, _, byte_seconds = _bytewise(progress, model, tokens, None, seconds / 4)
+        singles, _, byte_seconds = _bytewise(progress, model, tokens, model.start(1), seconds / 4)
         count = _affordable(model, tokens, deadline - seconds / 4)
         task = progress.add_task(f"prefill of {count} bytes", total=None)
         began = time.perf_counter()
-        logits, state = model(tokens[:, :count])
+        state = model.start(1)
+        logits = model(tokens[:, :count], state=state)
         prefill_seconds = time.perf_counter() - began
         progress.update(task, total=1, completed=1)
         singles = singles[:, :count]
         last = min(singles.shape[1], count // 2)
         tail = logits[:, :0]
         if last:
-            _, before = model(tokens[:, : count - last])
+            state = model.start(1)
+            model(tokens[:, : count - last], state=state)
             rest = tokens[:, count - last : count]
-            tail, state, _ = _bytewise(progress, model, rest, before, seconds / 4)
+            tail, state, _ = _bytewise(progress, model, rest, state, seconds / 4)
     at = count - last
     return Reading(
         given=len(text),
@@ -88,12 +94,12 @@ def read(model: Based, text: bytes, seconds: float, console: Console | None = No
         difference_end=_difference(tail, logits[:, at : at + tail.shape[1]]),
         largest_logit=float(logits.abs().max()),
         state_bytes=state.bytes,
-        cache_bytes=model.cache_bytes(count),
+        cache_bytes=cache_bytes(model.config, count),
     )
 
 
 def _bytewise(
-    progress: Progress, model: Based, tokens: Tensor, state: State | None, seconds: float
+    progress: Progress, model: Based, tokens: Tensor, state: State, seconds: float
 ) -> tuple[Tensor, State, float]:
     """Logits of single bytes until the time is up, at least one; the state; seconds a byte."""
     out: list[Tensor] = []
@@ -102,14 +108,13 @@ def _bytewise(
     began = time.perf_counter()
     for k in range(tokens.shape[1]):
         before = time.perf_counter()
-        logits, state = model(tokens[:, k : k + 1], state)
+        logits = model(tokens[:, k : k + 1], state=state)
         took.append(time.perf_counter() - before)
         out.append(logits)
         progress.advance(task)
         if time.perf_counter() - began + took[-1] > seconds:
             break
     progress.update(task, total=len(out))
-    assert state is not None
     return torch.cat(out, 1), state, sorted(took)[len(took) // 2]
 
 
@@ -117,7 +122,7 @@ def _affordable(model: Based, tokens: Tensor, deadline: float) -> int:
     """How many bytes two prefills can read until ``deadline``, from the time that some take."""
     for size in _trials(tokens.shape[1]):
         began = time.perf_counter()
-        model(tokens[:, :size])
+        model(tokens[:, :size], state=model.start(1))
         now = time.perf_counter()
         each = (now - began) / size
         if deadline - now < 16 * (now - began):
@@ -131,6 +136,11 @@ def _trials(length: int) -> Iterator[int]:
         yield size
         size *= 8
     yield length
+
+
+def cache_bytes(c: BasedConfig, length: int) -> int:
+    """What a softmax model of this width and depth would keep in fp32: every key and value."""
+    return 2 * 4 * c.width * len(c.layers) * length
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -154,12 +164,13 @@ def demo(console: Console, text: bytes, seconds: float) -> None:
 
     Raises TkError if reading at once and reading byte by byte do not agree.
     """
-    model = Based()
-    c = model.config
+    torch.manual_seed(0)
+    model = Based(TINY)
+    c = TINY
     console.print(
         f"BASED over bytes, random weights: layers {', '.join(c.layers)}; width {c.width}, "
         f"{c.heads} heads, {c.features} features, a window of {c.window} keys; fp32. Mixers, "
-        "norms and all matrix products are kernels of the zoo."
+        "norms and gates are kernels of the zoo."
     )
     reading = read(model, text, seconds, console)
     print_reading(console, reading)

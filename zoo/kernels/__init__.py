@@ -34,6 +34,10 @@ _MODULES = {
     "vector_quantize_gradient": "vector_quantize",
     "code_sums": "codebook",
     "ema_codebook": "codebook",
+    "taylor_quadratic": "taylor_quadratic",
+    "taylor_block": "taylor_quadratic",
+    "swiglu": "swiglu",
+    "attention_decode": "attention_decode",
 }
 
 

@@ -26,18 +26,21 @@ def short_conv(
     bias: tk.Global["D"] | None = None,
     state: tk.Global["B W-1 D"] | None = None,
     new_state: tk.Out["B W-1 D"] | None = None,
+    gate: tk.Global["B N D"] | None = None,
     *,
     activation: Literal["none", "silu"] = "none",
+    skip: bool = False,
     rows: int = 64,
     cols: int = 64,
 ):
-    """y[t] = f(sum over k of weight[k] x[t - (W - 1) + k] + bias), f none or silu.
+    """y[t] = f(sum over k of weight[k] x[t - (W - 1) + k] + bias) gate[t], f none or silu.
 
-    x, y: [B, N, D]; weight: [D, W], weight[:, W - 1] that of the present; bias: [D]; state,
+    x, gate, y: [B, N, D]; weight: [D, W], weight[:, W - 1] that of the present; bias: [D]; state,
     new_state: [B, W - 1, D], the inputs before the first and the last ones, oldest first (zeros
     if no state is given); one dtype of f32, bf16, f16; sums in fp32. ``new_state=True`` asks for
-    the state to go on with: a sequence cut anywhere gives the same result. The convolution of
-    H3 and Mamba (``causal_conv1d``), channels last; BASED's is of width 3.
+    the state to go on with: a sequence cut anywhere gives the same result. ``skip`` adds x[t]. The
+    convolution of H3 and Mamba (``causal_conv1d``), channels last; BASED's is gated and of width 3
+    (arXiv 2402.18668), and Zoology's BaseConv (arXiv 2312.04927) skips too.
     """
     b, i, j = tk.grid("B", tk.cdiv("N", rows), tk.cdiv("D", cols))
     past, acc = tk.static("W") - 1, tk.zeros(rows, cols)
@@ -45,16 +48,19 @@ def short_conv(
         tap = tk.load(weight, (j, k), cols, axis=0, dtype=tk.f32)
         acc += tap * inputs(x, state, b, i * rows, j, past - k, rows, cols)
     acc = acc if bias is None else acc + tk.load(bias, j, cols, dtype=tk.f32)
-    tk.store(y, tk.silu(acc) if activation == "silu" else acc, (b, i, j))
+    acc = tk.silu(acc) if activation == "silu" else acc
+    acc = acc if gate is None else acc * tk.load(gate, (b, i, j), (rows, cols), dtype=tk.f32)
+    acc = acc + inputs(x, None, b, i * rows, j, 0, rows, cols) if skip else acc
+    tk.store(y, acc, (b, i, j))
     if new_state is not None and i == 0:
         last = inputs(x, state, b, tk.dim("N"), j, past, 16, cols)
         tk.store(new_state, last, (b, 0, j))
 
 
-def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
-    bias, state = (None if t is None else t.abs() for t in (bias, state))
+def _short_conv_terms(x, weight, bias=None, state=None, gate=None, activation="none", skip=False):
+    bias, state, gate = (None if t is None else t.abs() for t in (bias, state, gate))
     # The derivative of silu is at most 1.1.
-    return _short_conv_reference(x.abs(), weight.abs(), bias, state, "none")
+    return _short_conv_reference(x.abs(), weight.abs(), bias, state, gate, "none", skip)
 
 
 @short_conv.reference(
@@ -62,11 +68,15 @@ def _short_conv_terms(x, weight, bias=None, state=None, activation="none"):
     roundings=0,
     sizes={"B": (1, 3), "N": (1, 150), "D": (1, 150), "W": (2, 4)},
 )
-def _short_conv_reference(x, weight, bias=None, state=None, activation="none"):
-    n, past = x.shape[1], weight.shape[1] - 1
+def _short_conv_reference(
+    x, weight, bias=None, state=None, gate=None, activation="none", skip=False
+):
+    n, past, now = x.shape[1], weight.shape[1] - 1, x
     if state is None:
         state = x.new_zeros(x.shape[0], past, x.shape[2])
     x = torch.cat([state, x], 1)
     y = sum(weight[:, k] * x[:, k : k + n] for k in range(past + 1))
     y = y if bias is None else y + bias
-    return (F.silu(y) if activation == "silu" else y), x[:, x.shape[1] - past :]
+    y = F.silu(y) if activation == "silu" else y
+    y = y if gate is None else y * gate
+    return (y + now if skip else y), x[:, x.shape[1] - past :]

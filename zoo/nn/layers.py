@@ -8,19 +8,25 @@ from zoo import functional as F
 
 
 class RMSNorm(nn.RMSNorm):
-    """``torch.nn.RMSNorm`` by one kernel, statistics in fp32. x: [..., *normalized_shape]."""
+    """``torch.nn.RMSNorm`` by one kernel, statistics in fp32. x: [..., *normalized_shape].
 
-    def forward(self, x: Tensor) -> Tensor:
+    With a ``residual`` of x's shape: (the norm of x + residual, that sum).
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         weight = self.weight if self.weight is not None else x.new_ones(self.normalized_shape)
-        return F.rms_norm(x, weight, self.eps)
+        return F.rms_norm(x, weight, self.eps, residual)
 
 
 class LayerNorm(nn.LayerNorm):
-    """``torch.nn.LayerNorm`` by one kernel, statistics in fp32. x: [..., *normalized_shape]."""
+    """``torch.nn.LayerNorm`` by one kernel, statistics in fp32. x: [..., *normalized_shape].
 
-    def forward(self, x: Tensor) -> Tensor:
+    With a ``residual`` of x's shape: (the norm of x + residual, that sum).
+    """
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         weight = self.weight if self.weight is not None else x.new_ones(self.normalized_shape)
-        return F.layer_norm(x, weight, self.bias, self.eps)
+        return F.layer_norm(x, weight, self.bias, self.eps, residual)
 
 
 class ShortConv(nn.Conv1d):
@@ -57,11 +63,13 @@ class ShortConv(nn.Conv1d):
         initial_state: Tensor | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
+        gate: Tensor | None = None,
+        skip: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(y [B, T, D], the state or None); see ``zoo.functional.short_conv``."""
         return F.short_conv(
             x, self.weight[:, 0], self.bias, self.activation, initial_state, output_final_state,
-            cu_seqlens,
+            cu_seqlens, gate, skip,
         )  # fmt: skip
 
 
