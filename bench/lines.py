@@ -39,7 +39,7 @@ ROWS: dict[str, tuple[tuple[str, ...], int | None, int | None]] = {
     "Flux": (("flux_gelu", "flux_gate"), None, None),
     "layernorm and rmsnorm": (("layernorm", "rmsnorm"), 35, 112),
     "rotary": (("rotary",), 20, 77),
-    "short convolution": (("short_conv",), 30, 131),
+    "short convolution": (("short_conv",), 36, 131),
     "SwiGLU": (("swiglu",), None, None),
     "FFT convolution": (("fftconv",), None, None),
     "gemm": (("gemm",), None, None),

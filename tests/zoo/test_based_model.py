@@ -232,19 +232,19 @@ def trained(kind, steps):
     return losses(made(RECALL, kind), rows, steps)
 
 
-@pytest.mark.parametrize("steps", [20, pytest.param(200, marks=SLOW)])
-def test_training_stays_with_the_reference(steps):
+@pytest.mark.parametrize("steps, bound", [(20, 5e-5), pytest.param(200, 1e-3, marks=SLOW)])
+def test_training_stays_with_the_reference(steps, bound):
     ours, theirs = trained(Based, steps), trained(BasedReference, steps)
-    assert (ours - theirs).abs().max() < 1e-3, (ours - theirs).abs()
+    assert (ours - theirs).abs().max() < bound, (ours - theirs).abs()
     assert ours[-5:].mean() < ours[:5].mean()
 
 
 def test_a_wrong_scale_shows_while_training(monkeypatch):
-    """The comparison can fail: scores that are half of what they should be leave the reference."""
+    """The comparison can fail: a scale without its square root leaves the reference."""
     theirs = trained(BasedReference, 20)
     plain = F.taylor_linear_attention
-    monkeypatch.setattr(F, "taylor_linear_attention", lambda q, k, v: plain(q / 2, k, v))
-    assert (trained(Based, 20) - theirs).abs().max() > 1e-3
+    monkeypatch.setattr(F, "taylor_linear_attention", lambda q, k, v: plain(q * 2, k, v))
+    assert (trained(Based, 20) - theirs).abs().max() > 1e-4
 
 
 # --- as a system ----------------------------------------------------------------------------------
