@@ -98,6 +98,8 @@ def draw_recall(rows: list[dict], file: Path) -> None:
     for axis, (test, title) in zip(axes, panels.items(), strict=True):
         for kind, colour in (("linear", "C0"), ("window", "C1"), ("attention", "C2")):
             mine = [r for r in rows if r["model"].startswith(kind)]
+            if not mine:
+                continue
             sizes = sorted({r["state_elements"] for r in mine})
             groups = [[r[test] for r in mine if r["state_elements"] == s] for s in sizes]
             label = {"linear": "convolution + linear attention, f = 4, 8, 16",
@@ -107,7 +109,7 @@ def draw_recall(rows: list[dict], file: Path) -> None:
             axis.plot([4 * s for s in sizes], means, "o-", color=colour, label=label)
             for size, group in zip(sizes, groups, strict=True):
                 axis.plot([4 * size] * len(group), group, ".", color=colour, alpha=0.5)
-            if kind == "attention" and means:
+            if kind == "attention":
                 axis.axhline(means[0], color=colour, lw=0.8, ls="--")
         axis.axhline(2 / 512, color="grey", lw=0.8, ls=":", label="chance")
         axis.set_xscale("log", base=2)
@@ -115,7 +117,7 @@ def draw_recall(rows: list[dict], file: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_ylim(-0.03, 1.03)
     axes[0].set_ylabel("accuracy of recall")
-    axes[1].legend(fontsize=8, loc="center right")
+    axes[1].legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
