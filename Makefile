@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all test-triton lint clean
+.PHONY: setup demo demo-train test test-all test-triton lint clean
 
 setup: .venv/.ready
 
@@ -14,6 +14,9 @@ setup: .venv/.ready
 
 demo: setup
 	$(BIN)/tkpy demo
+
+demo-train: setup
+	$(BIN)/tkpy train based --preset mqar-small --curve
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

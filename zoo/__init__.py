@@ -22,7 +22,12 @@ def commands():
 
 
 def demo(console, text: bytes, seconds: float) -> None:
-    """``tkpy demo``: a small BASED model reads ``text``, see zoo.based.demo."""
-    from zoo.based.demo import demo as run
+    """``tkpy demo``: small BASED models, one that reads ``text`` and one that learns to recall.
 
-    run(console, text, seconds)
+    The first gets two fifths of the time. See zoo.based.demo and zoo.based.learn.
+    """
+    from zoo.based.demo import demo as read
+    from zoo.based.learn import learn
+
+    read(console, text, 0.4 * seconds)
+    learn(console, 0.6 * seconds)

@@ -124,6 +124,9 @@ def test_demo(tmp_path, monkeypatch):
         "of 1,024 bytes",
         "largest difference",
         "softmax KV cache",
+        "learns to recall",
+        "64/16",
+        "make demo-train",
     ):
         assert words in out, words
     assert "\x1b[" not in out

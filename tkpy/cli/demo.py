@@ -50,13 +50,13 @@ def demo(
         typer.Argument(metavar="TEXT-FILE", help="What the model reads; the README if absent."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=1.0, help="Time for the model to read, in seconds.")
-    ] = 20.0,
+        float, typer.Option(min=1.0, help="Time for the models to read and to learn, in seconds.")
+    ] = 25.0,
 ) -> None:
     """Show what tkpy does: a kernel at every stage, checked, compiled, and a model made of tiles.
 
-    The model is a small stack of BASED blocks over bytes, with random weights. It reads as much
-    of the text as the time allows, at once and then byte by byte, and both must agree.
+    A small stack of BASED blocks over bytes, with random weights, reads as much of the text as
+    the time allows, at once and then byte by byte, and both must agree. Another learns to recall.
     """
     text = read_text(text_file)
     out = console()
