@@ -16,6 +16,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from tkpy import memory
 from tkpy.operator import schema
+from tkpy.settle import added
 
 if TYPE_CHECKING:
     from tkpy.backward import Tensor
@@ -41,7 +42,7 @@ class Result:
     """The gradient of one input: dimensions of partial sums to add, None for zeros."""
 
     name: str
-    parts: tuple[int, ...] | None
+    parts: int | None
     like: _Make
 
 
@@ -91,7 +92,7 @@ class Recall:
             if r.parts is None:  # nothing that has a cotangent depends on it
                 found[r.name] = make(shape, dtype, device)
             else:
-                g = values[name].sum(r.parts) if r.parts else values[name]
+                g = added(values[name], r.parts) if r.parts else values[name]
                 found[r.name] = g if g.dtype is dtype else g.to(dtype)
         return found
 
@@ -215,7 +216,7 @@ def remember(kernel: Kernel, replay: Replay, key: tuple, args: tuple, kwargs: di
     results = [
         Result(
             n,
-            tuple(range(made[f"d_{n}"].parts)) if f"d_{n}" in made else None,
+            made[f"d_{n}"].parts if f"d_{n}" in made else None,
             (f"d_{n}", memory.zeros, list(call.tensors[n].shape), call.tensors[n].dtype),
         )
         for n in needs
