@@ -26,29 +26,30 @@ from codegen.cpu.ttir import BYTES, Block, Func, Op, Region, Type
 SHORT, TALL = 32, 64  # rows: two matrix tiles of bf16; else panels are read half as often
 LEAST_BYTES = 24 << 10  # of a product that is used up inside: less stays near anyway
 _INTEGER = ("i1", "i8", "i16", "i32", "i64", "ptr")
-_FOLDS = ("tt.reduce", "tt.scan")
+FOLDS = ("tt.reduce", "tt.scan")
 
 
 def apply(func: Func, uses: Uses) -> bool:
     """Form strips in every block of a function; has anything changed?"""
-    found = [_block(b, uses) for b in list(_blocks(func.body.blocks))]
+    found = [_block(b, uses) for b in list(blocks(func.body.blocks))]
     return any(found)
 
 
-def _blocks(blocks: Iterable[Block]):
-    for b in blocks:
+def blocks(of: Iterable[Block]):
+    """Blocks and those inside them, but for what reductions combine by."""
+    for b in of:
         yield b
         for op in b.ops:
-            if op.name not in _FOLDS:
+            if op.name not in FOLDS:
                 for region in op.regions:
-                    yield from _blocks(region.blocks)
+                    yield from blocks(region.blocks)
 
 
 def _block(block: Block, uses: Uses) -> bool:
     """Strips in the stretches of a block between ops that write memory or branch."""
     ops, out, stretch, changed = block.ops, [], [], False
     for op in [*ops, None]:
-        if op is not None and (op.name in _FOLDS or _plain(op)):
+        if op is not None and (op.name in FOLDS or plain(op)):
             stretch.append(op)
             continue
         done = _stretch(stretch, block, uses)
@@ -63,11 +64,12 @@ def _block(block: Block, uses: Uses) -> bool:
     return changed
 
 
-def _plain(op: Op) -> bool:
+def plain(op: Op) -> bool:
+    """Does an op neither branch nor write memory?"""
     return not (op.regions or op.successors or writes(op))
 
 
-class _Types:
+class Types:
     """Types of values by name."""
 
     def __init__(self, uses: Uses) -> None:
@@ -88,7 +90,7 @@ class _Types:
 
 
 def _stretch(ops: list[Op], block: Block, uses: Uses) -> list[Op]:
-    types = _Types(uses)
+    types = Types(uses)
     for seed in ops:
         if seed.name != "tt.dot" or len(seed.result_types[0].shape) != 2:
             continue
@@ -103,7 +105,7 @@ def _stretch(ops: list[Op], block: Block, uses: Uses) -> list[Op]:
     return ops
 
 
-def _grow(ops: list[Op], m: int, types: _Types) -> tuple[list[Op], list[Op]]:
+def _grow(ops: list[Op], m: int, types: Types) -> tuple[list[Op], list[Op]]:
     """The group that begins with the first product of ``m`` rows, and the ops that follow it."""
     rows: set[str] = set()
     after: set[str] = set()
@@ -113,7 +115,7 @@ def _grow(ops: list[Op], m: int, types: _Types) -> tuple[list[Op], list[Op]]:
         if any(v in after for v in op.operands):
             after.update(op.results)
             later.append(op)
-        elif (inside or op.name == "tt.dot") and _by_rows(op, m, rows, types):
+        elif (inside or op.name == "tt.dot") and by_rows(op, m, rows, types):
             rows.update(op.results)
             group.append(op)
         elif inside:
@@ -122,7 +124,7 @@ def _grow(ops: list[Op], m: int, types: _Types) -> tuple[list[Op], list[Op]]:
     return group, later
 
 
-def _by_rows(op: Op, m: int, rows: set[str], types: _Types) -> bool:
+def by_rows(op: Op, m: int, rows: set[str], types: Types) -> bool:
     """Does row i of an op's results depend on row i of its operands only?"""
     if not op.results or any(not t.tensor or not t.shape or t.shape[0] != m
                              for t in op.result_types):  # fmt: skip
@@ -135,7 +137,7 @@ def _by_rows(op: Op, m: int, rows: set[str], types: _Types) -> bool:
         return op.attr_int("axis") > 0
     if op.name == "tt.broadcast":
         return shapes[0] is not None and shapes[0].shape[0] == m
-    if op.name in _FOLDS:
+    if op.name in FOLDS:
         plain = all(t is not None and t.shape[0] == m for t in shapes)
         return plain and op.attr_int("axis") > 0
     if op.name == "tt.dot":
@@ -150,7 +152,7 @@ def _trim(ops: list[Op], group: list[Op], later: list[Op], uses: Uses):
     for op in reversed(group):
         inside = {id(o) for o in kept}
         users = [u for r in op.results for u in uses.of(r)]
-        if op.name in ("tt.dot", *_FOLDS) or any(id(u) in inside for u in users):
+        if op.name in ("tt.dot", *FOLDS) or any(id(u) in inside for u in users):
             continue
         if not any(u.name == "scf.yield" for u in users):
             kept.remove(op)
@@ -178,28 +180,29 @@ def _ends(op: Op, inside: set[int], uses: Uses) -> bool:
         for r in here.results:
             for u in uses.of(r):
                 if id(u) in inside and id(u) not in seen:
-                    if u.name in ("tt.dot", *_FOLDS):
+                    if u.name in ("tt.dot", *FOLDS):
                         return True
                     seen.add(id(u))
                     pending.append(u)
     return False
 
 
-def _rewrite(ops, group, later, rows, block: Block, uses: Uses, types: _Types) -> list[Op]:
+def _rewrite(ops, group, later, rows, block: Block, uses: Uses, types: Types) -> list[Op]:
     inside, follow = {id(op) for op in group}, {id(op) for op in later}
     before = [op for op in ops if id(op) not in inside and id(op) not in follow]
-    strip = _Strip(group, rows, block, uses, types)
+    strip = Strip(group, rows, block, uses, types)
     return [*before, *strip.packs, strip.op, *later]
 
 
-class _Strip:
+class Strip:
     """Builds one ``strip.for`` out of a group of ops."""
 
-    def __init__(self, group, rows: tuple[int, int], block, uses: Uses, types: _Types) -> None:
+    def __init__(self, group, rows: tuple[int, int], block, uses: Uses, types: Types) -> None:
         (self.m, self.count), self.block, self.uses, self.types = rows, block, uses, types
-        self.mark = group[0].results[0] + "'"
+        self.mark = next(r for op in group for r in op.results) + "'"
         self.made: dict[str, str] = {}  # a value: the rows of it that belong to the strip
         self.packs: list[Op] = []
+        self.folds: list[str] = []  # results that have columns only (codegen.cpu.rows)
         self.row = f"{self.mark}.strip"
         first = group[0]
         self.op = Op("strip.for", binds=[self.row], block=block, loc=first.loc)
@@ -211,14 +214,21 @@ class _Strip:
             self.take(op)
         inside = {id(op) for op in group}
         out = [(r, t) for op in group for r, t in zip(op.results, op.result_types, strict=True)
-               if any(id(u) not in inside for u in uses.of(r))]  # fmt: skip
+               if self.comes_out(r, inside)]  # fmt: skip
         self.op.results = [r for r, _ in out]
-        self.op.result_types = [self.tall(t) for _, t in out]
+        self.op.result_types = [t if r in self.folds else self.tall(t) for r, t in out]
+        self.op.attrs = {"rows": str(self.m), "step": str(self.count)}
+        if self.folds:
+            self.op.attrs["folds"] = "true"
         renamed = {r: f"{r}'" for r, _ in out}
         for op in body.ops:
             op.results = [renamed.get(r, r) for r in op.results]
             op.operands = [renamed.get(v, v) for v in op.operands]
         self.add(Op("strip.yield", operands=[renamed[r] for r, _ in out]))
+
+    def comes_out(self, name: str, inside: set[int]) -> bool:
+        """Is a result of the group wanted outside of it?"""
+        return any(id(u) not in inside for u in self.uses.of(name))
 
     def add(self, op: Op) -> None:
         op.block, op.index = self.body, len(self.body.ops)

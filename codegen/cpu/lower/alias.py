@@ -76,10 +76,13 @@ def risk(low, t: Tensor, store: Op) -> int | None:
         if x.root not in args or x.root == root:
             return None
         same = here and same_offsets(low.uses, x.name, pointer)
-        pair = (args.index(x.root), args.index(root), same)
-        bit = low.pairs.setdefault(pair, min(len(low.pairs), _MAX_BITS))
-        bits |= 1 << bit
+        bits |= bit(low, args.index(x.root), args.index(root), same)
     return bits
+
+
+def bit(low, load: int, store: int, same: bool) -> int:
+    """The launcher's bit for two arguments; ``same``: that they are equal is no overlap."""
+    return 1 << low.pairs.setdefault((load, store, same), min(len(low.pairs), _MAX_BITS))
 
 
 def overlapping(e, bits: int) -> Val:

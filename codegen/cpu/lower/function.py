@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import struct
 
-from codegen.cpu import floats, packs, strips
+from codegen.cpu import floats, packs, rows, strips
 from codegen.cpu.emit import INT_BITS, LLVM, Emit, Val
 from codegen.cpu.lower import (
     alias,
@@ -42,6 +42,9 @@ from codegen.cpu.lower.uses import LAZY_SHAPES, Uses
 from codegen.cpu.ttir import BYTES, Block, Func, Module, Op, Type, Unsupported
 
 ALIGN = 64
+# Between two large buffers: the same element of the next lies a line before that of the last, in a
+# page, so that no load seems to read what was stored just before it.
+APART = 4096 - ALIGN
 
 
 class Lowering:
@@ -59,6 +62,8 @@ class Lowering:
         self.uses: Uses | None = None
         self.uses_tiles = False
         self.targets: dict[str, Buffer] = {}
+        self.ahead = 0  # rows in a strip, whose loads ask for those of the next one
+        self.places: dict[str, Buffer] = {}  # rows of a strip's results: where they are to lie
         self.own_uses: Uses | None = None
         self.pairs: dict[tuple[int, int, bool], int] = {}
         self.streams: dict[int, int] = {}  # argument: the launcher's bit for it (lower.stream)
@@ -117,7 +122,7 @@ class Lowering:
         for d in ty.shape:
             size *= d
         offset = self.top
-        self.top += -(-size // ALIGN) * ALIGN + ALIGN
+        self.top += -(-size // ALIGN) * ALIGN + (APART if size >= 2048 else ALIGN)
         self.high = max(self.high, self.top)
         name = f"%buf{self.buffers}"
         self.buffers += 1
@@ -139,11 +144,11 @@ class Lowering:
     def write(self, t: Tensor, out: Buffer) -> None:
         write(self.e, t, out)
 
-    def materialise(self, t: Tensor) -> Buffer:
+    def materialise(self, t: Tensor, name: str = "") -> Buffer:
         """The tensor in memory."""
         if isinstance(t, Buffer):
             return t
-        out = self.alloc(t.type)
+        out = self.places.get(name) or self.alloc(t.type)
         self.write(t, out)
         return out
 
@@ -161,10 +166,10 @@ class Lowering:
             return t
         end = self.uses.terminal(name, op.block, self.is_lazy)
         if end is None:
-            return keep.reduced(self, op, t, name, users) or self.materialise(t)
+            return keep.reduced(self, op, t, name, users) or self.materialise(t, name)
         if t.reads:
             if not self.uses.clear_between(op.block, op.index, end.index):
-                return self.materialise(t)
+                return self.materialise(t, name)
             if end.name in ("tt.store", "tt.atomic_rmw", "tt.atomic_cas"):
                 bits = alias.risk(self, t, end)
                 if bits is None or (bits and end.name != "tt.store"):
@@ -374,7 +379,7 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
     low.check = check
     low.func = func
     low.uses = low.own_uses = Uses(func)
-    for done in () if check else (strips, packs):
+    for done in () if check else (rows, strips, packs):
         if done.apply(func, low.uses):
             low.uses = low.own_uses = Uses(func)
     entry = func.body.entry

@@ -29,7 +29,7 @@ def reduced(low, op: Op, t: Tensor, name: str, users: list[Op]) -> Tee | None:
             return Tee(t, buffer, floats.host_bf16, pairs=True)
         fn = TABLE[narrow.name][0]
         return Tee(t, buffer, lambda e, vs: fn(e, narrow, *vs))
-    return Tee(t, spent(low, name, t.type) or low.alloc(t.type))
+    return Tee(t, low.places.get(name) or spent(low, name, t.type) or low.alloc(t.type))
 
 
 def multiplied(low, narrow: Op, ty: Type) -> bool:

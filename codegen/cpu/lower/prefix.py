@@ -300,7 +300,7 @@ def seen_rows(low, names: list[str]) -> Val | None:
                 if op.operands.index(name) != 1 or len(op.operands) < 3 or op.operands[2] == name:
                     return None
                 masks.append(op.operands[2])
-            elif op.name == "strip.for":
+            elif op.name == "strip.for" and "folds" not in op.attrs:
                 pending += op.results
             elif (carried := _carried(op, name)) is not None:
                 pending += carried

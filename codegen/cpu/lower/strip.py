@@ -8,8 +8,8 @@ carried buffer that the strip read, where a loop carries it.
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
-from codegen.cpu.lower import control, prefix
-from codegen.cpu.lower.tensor import Buffer, Const, Nest, Splat, Tensor
+from codegen.cpu.lower import alias, control, prefix, reduce
+from codegen.cpu.lower.tensor import Buffer, Const, Nest, Splat, Tensor, loops, nest
 from codegen.cpu.ttir import BYTES, Op, Type
 
 
@@ -62,15 +62,16 @@ def pack(low, op: Op) -> None:
 def for_(low, op: Op) -> None:
     """strip.for: the rows of every result, some at a time."""
     e, body = low.e, op.regions[0].entry
-    total = op.result_types[0].shape[0]
+    total, step = op.attr_int("rows"), op.attr_int("step")
     yields = body.ops[-1].operands
-    step = next(t.shape[0] for o in body.ops for t in o.result_types if t.tensor)
     whole = [low.destination_of(r) or low.alloc(t)
              for r, t in zip(op.results, op.result_types, strict=True)]  # fmt: skip
-    live = prefix.seen_rows(low, op.results)
+    folded = {o.results[0] for o in body.ops if o.name == "strip.fold"}
+    live = None if folded else prefix.seen_rows(low, op.results)
     mark = low.mark()
 
     def strip(i: Val, _) -> None:
+        low.ahead = step
         row = Val("i32", "u", i.x, div=i.div)
         low.env[op.binds[0]] = row
         views: dict[int, Buffer] = {}
@@ -82,12 +83,15 @@ def for_(low, op: Op) -> None:
 
         for name, v in zip(op.binds[1:], op.operands, strict=True):
             low.env[name] = view(low.tensor(v))
-        outs = [view(t) for t in whole]
+        outs = [t if n in folded else view(t) for n, t in zip(yields, whole, strict=True)]
         for name, out in zip(yields, outs, strict=True):
-            if _free(low, name, out, op):
+            if name in folded or _free(low, name, out, op):
                 low.targets[name] = out
+            elif yields.count(name) == 1 and not any(low.env[n] is out for n in op.binds[1:]):
+                low.places[name] = out
         low.block(body)
         control.assign(low, outs, [low.tensor(v) for v in yields])
+        low.ahead = 0
 
     e.loop(0, total if live is None else live, step, strip)
     low.release(mark)
@@ -107,4 +111,64 @@ def _free(low, name: str, out: Buffer, op: Op) -> bool:
     return not readers or control.dies_in(low, readers[0], dot)
 
 
-OPS = {"strip.for": for_, "strip.pack": pack, "strip.yield": lambda low, op: None}
+def fold(low, op: Op) -> None:
+    """strip.fold: a reduction down the columns goes on with the rows of this strip."""
+    e, block = low.e, op.regions[0].entry
+    rows, out = low.tensor(op.operands[0]), low.targets[op.results[0]]
+    first = e.op("icmp eq", "i32", low.scalar(op.operands[1]), const("i32", 0), out="i1")
+    n = min(e.features.width, rows.shape[1])
+
+    def full(v: Val) -> Val:
+        return e.wrap(v.ty, e.operand(v, n), n) if n > 1 else v
+
+    with nest(e) as g:
+
+        def column(idx) -> None:
+            at = [(const("i32", r), *idx) for r in range(rows.shape[0])]
+            new = full(g.at(rows, at[0]))
+            held = e.select(first, new, reduce.combine(low, block, [full(g.at(out, idx)), new])[0])
+            for i in at[1:]:
+                held = reduce.combine(low, block, [held, full(g.at(rows, i))])[0]
+            out.put(g, idx, held)
+
+        loops(g, rows.shape[1:], 0, e.features.width, column)
+    low.env[op.results[0]] = out
+
+
+def either(low, op: Op) -> None:
+    """strip.either: by strips, unless what they store overlaps with what they load."""
+    e = low.e
+    usual, strips = (r.entry for r in op.regions)
+    outs = [low.alloc(t) for t in op.result_types]
+
+    def way(block):
+        def emit() -> None:
+            mark = low.mark()
+            names = block.ops[-1].operands
+            if block is strips:
+                low.targets.update(zip(names, outs, strict=True))
+            low.block(block)
+            control.assign(low, outs, [low.tensor(v) for v in names])
+            low.release(mark)
+
+        return emit
+
+    args = low.func.body.entry.args
+    bits = 0
+    for pair in op.attrs["apart"].split():
+        load, store = (args.index(a) for a in pair.split("/"))
+        bits |= alias.bit(low, load, store, False)
+    if bits:
+        e.branch_if(alias.overlapping(e, bits), way(usual), way(strips))
+    else:
+        way(strips)()
+    low.env.update(zip(op.results, outs, strict=True))
+
+
+OPS = {
+    "strip.for": for_,
+    "strip.either": either,
+    "strip.fold": fold,
+    "strip.pack": pack,
+    "strip.yield": lambda low, op: None,
+}

@@ -198,12 +198,17 @@ class Load(Tensor):
         self.ptr, self.mask, self.other = ptr, mask, other
         self.name = ""
         self.root: str | None = None
+        self.ahead = 0  # rows from here that are wanted next
         self.inputs = tuple(t for t in (ptr, mask, other) if t is not None)
 
     def at(self, g, idx):
         ptr = g.at(self.ptr, idx)
         mask = g.at(self.mask, idx) if self.mask is not None else None
         other = g.at(self.other, idx) if self.other is not None else None
+        if self.ahead and ptr.kind == "a":
+            then = g.at(self.ptr, (g.affine(idx[0], 1, self.ahead), *idx[1:]))
+            if then.kind == "a":
+                access.prefetch(g.e, then.base)
         return access.load(g.e, self.type.elem, ptr, mask, other)
 
 

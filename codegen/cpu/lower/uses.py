@@ -30,9 +30,11 @@ class Uses:
             self._walk(block, scope)
 
     def _fresh(self, name: str, scope: dict[str, str], owner) -> str:
-        count = self.taken.get(name, 0)
-        self.taken[name] = count + 1
-        new = f"{name}@{count}" if count else name
+        new = name
+        while new in self.taken:  # a name with a suffix may have been given already
+            self.taken[name] += 1
+            new = f"{name}@{self.taken[name]}"
+        self.taken[new] = 0
         scope[name] = new
         self.defs[new] = owner
         return new
