@@ -27,9 +27,11 @@ def norm(x, w, g, o, stat, cols, top, M, stride, CASE: tl.constexpr, R: tl.const
     y = dy * weight[None, :] * scale[:, None]
     y -= (tl.sum(y * centre, 1) / C)[:, None] * centre
     tl.store(o + at, y.to(o.dtype.element_ty), mask=live)
-    tl.store(cols + tl.program_id(0) * C + j, tl.sum(dy * centre * scale[:, None], 0))
+    down = tl.sum(dy * centre * scale[:, None], 0)
     if CASE == "extremes":
-        tl.store(top + tl.program_id(0) * C + j, tl.max(tl.where(live, v, float("-inf")), 0))
+        high = tl.max(tl.where(live, v, float("-inf")), 0)
+        tl.store(top + tl.program_id(0) * C + j, high)
+    tl.store(cols + tl.program_id(0) * C + j, down)
 
 
 def _reference(x, w, g):
