@@ -10,9 +10,9 @@ from zoo.training.log import Report
 from zoo.training.show import table
 
 PRESET = "mqar-small"
-#: The time decides when it ends, so the rate does not fall.
-_SETTINGS = ("train.schedule=constant",)
-_ONCE = ("train.steps=1", "data.train=[[64,16,64]]", "data.test=[[64,16,1]]")
+#: The time decides when it ends, so the rate neither rises nor falls.
+_SETTINGS = ("train.schedule=constant", "train.warmup=0")
+_ONCE = ("train.steps=1", "train.warmup=0", "data.train=[[64,16,64]]", "data.test=[[64,16,1]]")
 
 
 def learn(console: Console, seconds: float) -> runs.Result:

@@ -18,10 +18,12 @@ from zoo.based.mqar import accuracy
 from zoo.based.reference import BasedReference
 from zoo.training import Data, Preset, Request, Row, System, Train, Unsupported
 
-#: Zoology's optimizer: PyTorch's betas, decay of all parameters, no clipping.
+#: Zoology's optimizer: PyTorch's betas, decay of all parameters, no clipping. The warm-up is ours:
+#: without one, one seed of three reaches 0.87 at twice the length that it was trained on, not 0.97.
 _RECALL = Train(
-    steps=4000, batch=64, lr=3e-3, betas=(0.9, 0.999), weight_decay=0.1, decay_all=True, clip=None
-)
+    steps=4000, batch=64, lr=3e-3, warmup=800, betas=(0.9, 0.999), weight_decay=0.1,
+    decay_all=True, clip=None,
+)  # fmt: skip
 _PUBLISHED = Train(
     steps=20_000, batch=256, accumulate=64, lr=8e-4, floor=0.1, warmup=200, weight_decay=0.1,
     autocast="bfloat16", seed=1111, checkpoint_every=1000,
