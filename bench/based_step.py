@@ -22,16 +22,17 @@ from zoo.based.system import system
 
 @dataclass
 class Row:
-    """One side: the model's and the batch's sizes, its time, and how many of our times that is."""
+    """One rival; milliseconds are medians of turns. Of a whole step no limit is known."""
 
     work: str
-    side: str
-    ms: float
-    times_ours: float
+    ours_ms: float
+    rival: str
+    rival_ms: float
+    ratio: float
 
 
 def run(length: int, batch: int, threads: int, compiled: bool) -> list[dict]:
-    """Print and return a row a side."""
+    """Print and return a row a rival."""
     torch.set_num_threads(threads)
     config = system.preset("text").model
     tokens = torch.randint(config.vocabulary, (batch, length + 1), generator=_seeded())
@@ -46,9 +47,10 @@ def run(length: int, batch: int, threads: int, compiled: bool) -> list[dict]:
         steps[f"{form}, torch.compile"] = _step(torch.compile(models[form]), models[form], tokens)
     times = turns(steps, rounds=9, budget=20.0)
     work = f"{batch} x {length} tokens, {len(config.layers)} layers, width {config.width}"
-    rows = [Row(work, n, ms, ms / times["tkpy"]) for n, ms in times.items()]
-    for row in rows:
-        print(f"{row.work}  {row.side:26}{row.ms:9.1f} ms{row.times_ours:8.2f}")
+    ours = times.pop("tkpy")
+    rows = [Row(work, ours, name, ms, ms / ours) for name, ms in times.items()]
+    for r in rows:
+        print(f"{r.work}  {r.ours_ms:8.1f} ms  {r.rival:26}{r.rival_ms:9.1f} ms{r.ratio:8.2f}")
     return [asdict(row) for row in rows]
 
 

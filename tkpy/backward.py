@@ -21,7 +21,6 @@ from tkpy.call import Call
 from tkpy.errors import CallError, NeedStatic
 from tkpy.execution import executor, launcher
 from tkpy.lower import Differentiated, VariantKey, differentiate
-from tkpy.settle import added
 from tkpy.signature import TORCH_NAMES, TensorSpec
 
 if TYPE_CHECKING:
@@ -235,7 +234,7 @@ class Backward:
             return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
         g, parts = values[f"d_{name}"], made[f"d_{name}"].parts
         if parts:
-            g = added(g, parts)
+            g = g.sum(tuple(range(parts)))
         return g.to(like.dtype)
 
     def _run(self, program: Program, launch: Callable, values: Mapping, call: Call) -> None:

@@ -196,9 +196,9 @@ class Kernel:
         variant.launch(*tensors, *scalars)
         if likeness:
             zeroed = self._zeroed(call)
-            self._replay.keep(
-                likeness, args, kwargs, call, variant.launch, zeroed, variant.key.described
-            )
+            described = variant.key.described
+            plan = self._replay.plan(args, kwargs, call, variant.launch, zeroed, described)
+            self._replay.remember(likeness, plan)
         outputs = tuple(call.tensors[p.name] for p in call.wanted)
         return outputs[0] if len(outputs) == 1 else (outputs or None)
 

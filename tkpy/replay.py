@@ -137,19 +137,6 @@ class Replay:
                 return None
         return tuple(parts) if device is not None else None
 
-    def keep(
-        self,
-        key: tuple,
-        args: tuple,
-        kwargs: dict[str, object],
-        call: Call,
-        launch: Callable[..., None],
-        zeroed: frozenset[str],
-        described: bool = False,
-    ) -> None:
-        """Remember how ``call``, which has run, was run."""
-        self.remember(key, self.plan(args, kwargs, call, launch, zeroed, described))
-
     def remember(self, key: tuple, plan) -> None:
         """``find`` gives ``plan``, anything with ``values``, ``holds``, ``alone`` and ``run``."""
         if len(self.plans) >= MOST:

@@ -16,7 +16,6 @@ from torch.autograd.function import _SingleLevelFunction
 
 from tkpy import memory
 from tkpy.operator import schema
-from tkpy.settle import added
 
 if TYPE_CHECKING:
     from tkpy.backward import Tensor
@@ -92,7 +91,7 @@ class Recall:
             if r.parts is None:  # nothing that has a cotangent depends on it
                 found[r.name] = make(shape, dtype, device)
             else:
-                g = added(values[name], r.parts) if r.parts else values[name]
+                g = values[name].sum(tuple(range(r.parts))) if r.parts else values[name]
                 found[r.name] = g if g.dtype is dtype else g.to(dtype)
         return found
 
