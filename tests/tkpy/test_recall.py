@@ -11,6 +11,7 @@ import tkpy as tk
 from codegen.cpu import launch
 from tkpy.operator.call import Operator
 from tkpy.operator.recall import Recall
+from zoo.kernels.norm import rmsnorm
 
 
 @tk.kernel(where=["0 < s", "N % 2 == 0"])
@@ -208,3 +209,14 @@ def test_from_several_threads():
     for t in threads:
         t.join()
     assert not wrong
+
+
+def test_partial_sums_are_added():
+    x = torch.randn(600, 48, requires_grad=True)
+    w = torch.randn(48, requires_grad=True)
+    for _ in range(3):
+        y = rmsnorm(x, w)
+    plans = [p for p in rmsnorm._replay.plans.values() if isinstance(p, Recall)]
+    assert any(r.parts for p in plans for r in p.results)
+    want = torch.nn.functional.rms_norm(x, (48,), w, 1e-5)
+    torch.testing.assert_close(gradients(y, x, w), gradients(want, x, w), rtol=1e-4, atol=1e-4)
