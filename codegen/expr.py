@@ -126,9 +126,10 @@ def _extreme(cls, args, sign: int):
     return out
 
 
+@functools.lru_cache(1 << 14)
 def exact_quotient(term: Expr, divisor: Expr) -> Expr | None:
     """``term / divisor`` where that is an integer for every value of the symbols, else None."""
-    if term == 0:
+    if term == 0 or not divisor.free_symbols <= term.free_symbols:
         return None
     quotient = sympy.cancel(term / divisor) if not divisor.is_Integer else term / divisor
     numerator, denominator = quotient.as_numer_denom()

@@ -79,17 +79,14 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     )
     lines += [f"{strides[p.name]} = {p.name}.stride()" for p in tensors if p.name in strides]
     whole = rows_long((p.role, p.dims) for p in tensors) if fn.aligned else ()
+    of_stride: dict[str, str] = {}
+    for p in tensors:
+        for d in range(len(p.dims)) if p.name in strides else ():
+            name, stride = stride_name(p, d), f"{strides[p.name]}[{d}]"
+            of_stride.setdefault(name, stride)
+            of_stride.setdefault(aligned_name(name), f"{stride} // {ALIGNMENT}")
     for name in emitted.arguments:
-        stride = next(
-            (
-                f"{strides[p.name]}[{d}]"
-                + (f" // {ALIGNMENT}" if name != stride_name(p, d) else "")
-                for p in tensors
-                for d in range(len(p.dims))
-                if name in (stride_name(p, d), aligned_name(stride_name(p, d)))
-            ),
-            None,
-        )
+        stride = of_stride.get(name)
         size = next((s.name for s in fn.dims if name == aligned_name(s.name)), None)
         size = f"{size} // {ALIGNMENT}" if size in whole else None
         arguments.append(stride or size or re.sub(r"_ptr$", "", name))

@@ -352,7 +352,7 @@ class Param:
 
     def label(self, d: int) -> str:
         """What the author calls dimension ``d``, even where its size is a constant here."""
-        return self.labels[d] if self.labels else str(self.dims[d])
+        return self.labels[d] if self.labels else spelled(self.dims[d])
 
     def __str__(self) -> str:
         sizes = " ".join(text(d).replace(" ", "") for d in self.dims)
