@@ -9,30 +9,19 @@ compiled; before timing, every side's loss and gradients are held against ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
-from bench.measure import turns
+from bench.measure import Compared, turns
 from zoo.based.model import Based
 from zoo.based.reference import BasedReference
 from zoo.based.system import system
 
 
-@dataclass
-class Row:
-    """One rival; milliseconds are medians of turns. Of a whole step no limit is known."""
-
-    work: str
-    ours_ms: float
-    rival: str
-    rival_ms: float
-    ratio: float
-
-
 def run(length: int, batch: int, threads: int, compiled: bool) -> list[dict]:
-    """Print and return a row a rival."""
+    """Print and return a row a rival; of a whole step no limit is known."""
     torch.set_num_threads(threads)
     config = system.preset("text").model
     tokens = torch.randint(config.vocabulary, (batch, length + 1), generator=_seeded())
@@ -48,7 +37,7 @@ def run(length: int, batch: int, threads: int, compiled: bool) -> list[dict]:
     times = turns(steps, rounds=9, budget=20.0)
     work = f"{batch} x {length} tokens, {len(config.layers)} layers, width {config.width}"
     ours = times.pop("tkpy")
-    rows = [Row(work, ours, name, ms, ms / ours) for name, ms in times.items()]
+    rows = [Compared(work, ours, name, ms, ms / ours) for name, ms in times.items()]
     for r in rows:
         print(f"{r.work}  {r.ours_ms:8.1f} ms  {r.rival:26}{r.rival_ms:9.1f} ms{r.ratio:8.2f}")
     return [asdict(row) for row in rows]

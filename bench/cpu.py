@@ -12,20 +12,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.measure import turns
+from bench.measure import Compared, turns
 from bench.peak import peak
 from bench.work import Work, work
 
 
 @dataclass
-class Row:
-    """One measured row; milliseconds are medians of turns, the interpreter's of one run."""
+class Row(Compared):
+    """Beside a limit; the interpreter's milliseconds are of one run."""
 
-    work: str
-    ours_ms: float
-    rival: str
-    rival_ms: float
-    ratio: float
     limit_fraction: float
 
 

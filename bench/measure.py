@@ -5,10 +5,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 # Seconds between two calls: threads of a library that just ran go on turning for some milliseconds,
 # on the processors that the next one needs.
 PAUSE = 0.03
+
+
+@dataclass
+class Compared:
+    """A row of most benches: one piece of work beside one rival, medians of turns.
+
+    ratio: the rival's time over ours. Benches add what else they measure.
+    """
+
+    work: str
+    ours_ms: float
+    rival: str
+    rival_ms: float
+    ratio: float
 
 
 def turns(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from bench.measure import turns
+from bench.measure import Compared, turns
 from bench.train_ops import peak_of_this
 from zoo.kernels.vector_quantize import nearest_code
 from zoo.nn import VectorQuantize
@@ -24,14 +24,9 @@ Call = Callable[[], object]
 
 
 @dataclass
-class Row:
-    """One measured row: medians of turns in milliseconds, megabytes at the peak."""
+class Row(Compared):
+    """One measured row, with megabytes at the peak."""
 
-    work: str
-    ours_ms: float
-    rival: str
-    rival_ms: float
-    ratio: float
     ours_mb: float
     rival_mb: float
 

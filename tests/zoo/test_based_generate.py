@@ -96,6 +96,36 @@ def test_ragged_states_are_those_of_the_rows(model):
     assert state.lengths.tolist() == [12, 3, 7]
 
 
+def test_rows_apart_read_several_tokens_at_once(model):
+    """Rows that stand at different positions, on, with counts of their own: each as if alone."""
+    ids, reads = tokens(3, 26), ((12, (9, 2, 12)), (8, (8, 7, 1)), (6, None))
+    state, alone = model.start(3), [model.start(1) for _ in range(3)]
+    for n, counts in reads:
+        own = (n,) * 3 if counts is None else counts
+        got = model.last(ids[:, :n], state, None if counts is None else torch.tensor(own))
+        for row, m in enumerate(own):
+            near(got[row], model.last(ids[row : row + 1, :m], alone[row])[0])
+        ids = ids[:, n:]
+    assert state.lengths.tolist() == [23, 15, 19] and state.longest == 23
+    after = model.last(torch.full((3, 1), 4), state)
+    for row in range(3):
+        near(after[row], model.last(torch.full((1, 1), 4), alone[row])[0])
+        for mine, its in zip(state.layers[:3], alone[row].layers[:3], strict=True):
+            for a, b in zip(mine, its, strict=True):
+                near(a[row], b[0])
+
+
+def test_rows_apart_taken_for_rows_at_one_place_are_found(model, monkeypatch):
+    """That comparison can fail."""
+    state, alone = model.start(2), model.start(1)
+    model(tokens(2, 9), state=state, counts=torch.tensor([2, 9]))
+    model(tokens(2, 9)[:1, :2], state=alone)
+    place = M.place
+    monkeypatch.setattr(M, "place", lambda *a: dataclasses.replace(place(*a), apart=False))
+    got, want = (model.last(tokens(n, 3), s) for n, s in ((2, state), (1, alone)))
+    assert (got[0] - want[0]).abs().max() > 1e-3
+
+
 def test_a_filled_state_is_found(model, monkeypatch):
     """That comparison can fail: dead keys count if they are not taken off again."""
     monkeypatch.setattr(M.Place, "dead", property(lambda self: None))
@@ -241,10 +271,6 @@ def test_states_that_do_not_fit(model):
         model(tokens(2, 3), state=model.start(2), counts=torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="prompts"):
         generate(model, tokens(1, 0))
-    state = model.start(2)
-    model(tokens(2, 3), state=state, counts=torch.tensor([1, 3]))
-    with pytest.raises(ValueError, match="token by token"):
-        model(tokens(2, 2), state=state)
 
 
 def test_left_packing():

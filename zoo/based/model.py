@@ -32,12 +32,14 @@ class Place:
 
     starts: [B], the position of the first of each row, and ``start`` the largest of them.
     counts: [B], how many of a row are live, the first ones; None if all of them are.
+    apart: whether there are several tokens for rows that stand at different positions.
     """
 
     starts: Tensor
     start: int
     tokens: int
     counts: Tensor | None = None
+    apart: bool = False
 
     @property
     def ends(self) -> Tensor:
@@ -50,6 +52,12 @@ class Place:
         if self.counts is None:
             return None
         return torch.arange(self.tokens, device=self.counts.device) >= self.counts[:, None]
+
+    def rows(self) -> list[Place]:
+        """Each row alone."""
+        counts = [None] * len(self.starts) if self.counts is None else self.counts.split(1)
+        each = zip(self.starts.split(1), self.starts.tolist(), counts, strict=True)
+        return [Place(s, start, self.tokens, n) for s, start, n in each]
 
 
 @dataclass
@@ -176,26 +184,36 @@ class Attention(nn.Module):
         heads = self.qkv_proj(x).unflatten(-1, (3, self.heads, self.head))
         if kept is not None and at is not None and at.tokens == 1 and at.counts is None:
             return self.out_proj(self._one(heads[:, 0], kept, at).flatten(1)[:, None])
+        if kept is not None and at is not None and at.apart:
+            self._room(kept, at.start + at.tokens)
+            # The kernel has one position for the first query, so rows apart take one call each.
+            alone = zip(heads.split(1), *(t.split(1) for t in kept), at.rows(), strict=True)
+            y = torch.cat([self._several(row, [k, v], a) for row, k, v, a in alone])
+        else:
+            y = self._several(heads, kept, at)
+        return self.out_proj(y.flatten(2))
+
+    def _several(self, heads: Tensor, kept: list[Tensor] | None, at: Place | None) -> Tensor:
+        """[B, N, heads, head] of positions from ``at.start``; heads: [B, N, 3, heads, head]."""
         start = 0 if at is None else at.start
         if self.rotary is None:
             q, k, v = heads.unbind(2)
         else:
             both, v = heads.split([2, 1], 2)
-            tables = self.rotary.tables(start + x.shape[1], x.device)
+            tables = self.rotary.tables(start + heads.shape[1], heads.device)
             q, k = F.rotary(both.flatten(2, 3), *tables, start).chunk(2, 2)
             v = v[:, :, 0]
         if kept is None or at is None:
-            y = F.attention(q, k, v, causal=True, window=self.window)
-        else:
-            slots = kept[0].shape[2]
-            past = torch.arange(max(start - slots, 0), start, device=x.device) % max(slots, 1)
-            keys, values = (
-                torch.cat([old[:, :, past].transpose(1, 2).to(new.dtype), new], 1)
-                for old, new in zip(kept, (k, v), strict=True)
-            )
-            y = F.attention(q, keys, values, causal=True, window=self.window)
-            self._keep(kept, k.transpose(1, 2), v.transpose(1, 2), at)
-        return self.out_proj(y.flatten(2))
+            return F.attention(q, k, v, causal=True, window=self.window)
+        slots = kept[0].shape[2]
+        past = torch.arange(max(start - slots, 0), start, device=heads.device) % max(slots, 1)
+        keys, values = (
+            torch.cat([old[:, :, past].transpose(1, 2).to(new.dtype), new], 1)
+            for old, new in zip(kept, (k, v), strict=True)
+        )
+        y = F.attention(q, keys, values, causal=True, window=self.window)
+        self._keep(kept, k.transpose(1, 2), v.transpose(1, 2), at)
+        return y
 
     def _one(self, heads: Tensor, kept: list[Tensor], at: Place) -> Tensor:
         """[B, heads, head] of one position a row; heads: [B, 3, heads, head]."""
@@ -352,16 +370,16 @@ class Based(Pretrained, nn.Module):
             kept = None if state is None else state.layers[i]
             delta, residual = block(delta, residual, kept, at)
         if state is not None and at is not None:
-            more = at.tokens if at.counts is None else int(at.counts.max())
-            state.lengths, state.longest = at.ends, at.start + more
+            state.lengths = at.ends
+            state.longest = at.start + at.tokens if at.counts is None else int(at.ends.max())
         return delta, residual
 
 
 def place(tokens: Tensor, state: State, counts: Tensor | None) -> Place:
     """Where a call with ``tokens`` [B, N] stands.
 
-    Raises ValueError for another number of rows than the state's, no tokens, counts that are not
-    from 1 to N, and several tokens for rows that stand at different positions.
+    Raises ValueError for another number of rows than the state's, no tokens, and counts that are
+    not from 1 to N.
     """
     rows, n = tokens.shape
     if rows != len(state.lengths):
@@ -373,12 +391,8 @@ def place(tokens: Tensor, state: State, counts: Tensor | None) -> Place:
             raise ValueError(f"counts are {counts.tolist()}: one of 1 to {n} for each row")
         if int(counts.min()) == n:
             counts = None
-    if (n > 1 or counts is not None) and bool((state.lengths != state.longest).any()):
-        raise ValueError(
-            "several tokens for sequences of different lengths\n"
-            "  fix: read the prompts in one call with counts, then go on token by token"
-        )
-    return Place(state.lengths, state.longest, n, counts)
+    apart = n > 1 and bool((state.lengths != state.longest).any())
+    return Place(state.lengths, state.longest, n, counts, apart)
 
 
 def initialise(model: nn.Module, layers: int) -> None:
