@@ -70,7 +70,7 @@ def _gemm(m: int, n: int, k: int, name: str, interpret: bool = False) -> Work:
     dtype = DTYPES[name]
     a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
     c, ref = torch.empty(m, n, dtype=dtype), torch.empty(m, n, dtype=dtype)
-    blocks = {"rows": 512, "cols": 512, "depth": 256 if k % 512 else 512}
+    blocks = {"rows": 512, "cols": 512, "depth": 256 if k < 2048 else 512}
     if name == "bf16":
         blocks = {"rows": 512, "cols": 512, "depth": 512}
     return Work(
