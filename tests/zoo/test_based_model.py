@@ -157,6 +157,22 @@ def test_logits_and_gradients_are_the_references(form):
         assert (p.grad.double() - q.grad).abs().max() <= bound, name
 
 
+@pytest.mark.parametrize("start, size", [("published", 0.02), ("torch", 64**-0.5 / 3**0.5)])
+def test_one_seed_gives_both_models_the_same_weights(start, size):
+    models = []
+    for kind in (Based, BasedReference):
+        torch.manual_seed(3)
+        models.append(dict(kind(zoology("linear", 64, start=start)).named_parameters()))
+    for name, p in models[0].items():
+        assert torch.equal(p, models[1][name]), name
+    spread = {n: float(p.detach().std()) for n, p in models[0].items() if p.dim() > 1}
+    assert spread["blocks.1.mixer.qkv_proj.weight"] == pytest.approx(size, rel=0.1)
+    assert spread["embedding.weight"] == pytest.approx(0.02, rel=0.1)
+    small = 0.5 if start == "published" else 1
+    assert spread["blocks.1.mixer.out_proj.weight"] == pytest.approx(size * small, rel=0.1)
+    assert not models[0]["blocks.0.mixer.in_proj.bias"].any()
+
+
 @pytest.mark.parametrize("form", ["quadratic", "chunked"])
 def test_the_references_forms_agree(form):
     model, ids = made(SMALL, BasedReference, form=form).double(), tokens()
@@ -198,7 +214,7 @@ def test_each_mixer_matters(kind):
     "change, words",
     [({"heads": 3}, "no multiple"), ({"features": 33}, "more than 32"), ({"layers": ()}, "none"),
      ({"layers": ("conf",)}, "none of conv"), ({"taps": 5}, "not 2, 3 or 4"),
-     ({"window": 0}, "not positive"), ({"heads": 16}, "no halves"), ({"hidden": -1}, "leaves")],
+     ({"start": "zeros"}, "none of published"), ({"window": 0}, "not positive"), ({"heads": 16}, "no halves"), ({"hidden": -1}, "leaves")],
 )  # fmt: skip
 def test_sizes_that_cannot_be(change, words):
     with pytest.raises(ValueError, match=words):

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from zoo.based.config import BasedConfig, zoology
-from zoo.based.model import Based
+from zoo.based.model import Based, State
 from zoo.training.runs import train
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -134,54 +134,72 @@ TRANSFORMER = replace(BASED, layers=("attention",) * 3)
 
 @app.command()
 def length(
-    file: Annotated[Path, typer.Option("--json", help="The rows.")] = HERE / "length.json",
+    file: Annotated[Path, typer.Option("--json", help="Rows; one in it is not repeated.")] = HERE
+    / "length.json",
     most: Annotated[int, typer.Option(help="The longest context.")] = 32768,
     threads: Annotated[int, typer.Option(help="Of PyTorch and ours.")] = 1,
 ) -> None:
     """Time prefill and a token after contexts of 256 to 32k tokens, and draw both."""
     torch.set_num_threads(threads)
+    rows = json.loads(file.read_text()) if file.exists() else []
+    done = {(r["model"], r["context"]) for r in rows}
     models = {}
     for name, config in (("BASED", BASED), ("softmax", TRANSFORMER)):
         torch.manual_seed(0)
         models[name] = Based(config).eval()
-    rows = []
-    n = 256
-    while n <= most:
-        for name, model in models.items():
-            rows.append(measured(name, model, n))
-            print(rows[-1], flush=True)
-        n *= 2
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    for n in (256 << k for k in range(max(most // 256, 1).bit_length())):
+        if any((name, n) not in done for name in models):
+            rows = [r for r in rows if r["context"] != n] + measured(models, n)
+            print(*rows[-len(models) :], sep="\n", flush=True)
+            file.write_text(json.dumps(rows, indent=1) + "\n")
     draw_length(rows, file.with_suffix(".png"))
 
 
 @torch.no_grad()
-def measured(name: str, model: Based, n: int) -> dict:
-    """The fastest of a few prefills of n tokens, the median of single tokens after them."""
-    tokens = torch.randint(256, (1, n + 24), generator=torch.Generator().manual_seed(0))
+def measured(models: dict[str, Based], n: int, steps: int = 48) -> list[dict]:
+    """A row a model: the fastest prefill of n tokens, the lower quartile of single tokens after.
 
-    def prefill():
+    Models take turns, so that what else the machine does meets them all.
+    """
+    tokens = torch.randint(256, (1, n + steps), generator=torch.Generator().manual_seed(0))
+
+    def prefill(model):
         state = model.start(1)
         model.last(tokens[:, :n], state)
         return state
 
-    prefill()
-    runs = [timed(prefill) for _ in range(3 if n < 8192 else 2)]
-    state = runs[-1][1]
-    ms = [timed(lambda k=k: model.last(tokens[:, n + k, None], state))[0] for k in range(24)]
-    c = model.config
-    # A token reads what is kept, and writes sums, ring slots and inputs anew.
-    read = sum(
+    for model in models.values():
+        prefill(model)
+    runs = [
+        {name: timed(prefill, model) for name, model in models.items()}
+        for _ in range(5 if n < 2048 else 2)
+    ]
+    states = {name: state for name, (_, state) in runs[-1].items()}
+    ms: dict[str, list[float]] = {name: [] for name in models}
+    for k in range(n, n + steps):
+        for name, model in models.items():
+            ms[name].append(timed(model.last, tokens[:, k, None], states[name])[0])
+    return [
+        {"model": name, "context": n, "prefill_ms": min(r[name][0] for r in runs),
+         "token_ms": statistics.quantiles(ms[name], n=4)[0],
+         "state_bytes": state_bytes(models[name].config, states[name], n)}
+        for name in models
+    ]  # fmt: skip
+
+
+def state_bytes(c: BasedConfig, state: State, n: int) -> int:
+    """Of what is kept, that a token after n others reads: of a cache its n keys and values, of all
+    else everything."""
+    return sum(
         n * 2 * 4 * c.width if kind == "attention" else sum(t.nbytes for t in layer)
         for kind, layer in zip(c.layers, state.layers, strict=True)
     )
-    return {"model": name, "context": n, "prefill_ms": min(r[0] for r in runs),
-            "token_ms": statistics.median(ms[4:]), "state_bytes_read": read}  # fmt: skip
 
 
-def timed(fn: Callable) -> tuple[float, object]:
+def timed(fn: Callable, *args) -> tuple[float, Any]:
+    """Milliseconds of a call, and what it gives."""
     began = time.perf_counter()
-    got = fn()
+    got = fn(*args)
     return (time.perf_counter() - began) * 1e3, got
 
 
@@ -193,7 +211,7 @@ def draw_length(rows: list[dict], file: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 4))
     titles = {"prefill_ms": "reading the prompt, ms", "token_ms": "one more token, ms",
-              "state_bytes_read": "state read for a token, bytes"}  # fmt: skip
+              "state_bytes": "state read for a token, bytes"}  # fmt: skip
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
         for name in dict.fromkeys(r["model"] for r in rows):
             mine = [r for r in rows if r["model"] == name]

@@ -20,6 +20,9 @@ class BasedConfig:
     taps: of the convolution. conv: "gated" projects to twice the width and back around
         silu(conv(u1)) u2; "skip" is Zoology's (arXiv 2312.04927), conv(x) (W x + b) + x.
     rotary: whether exact attention turns q and k by their positions.
+    start: the projections' first weights: "published", N(0, 0.02), those back into the stream
+        smaller by sqrt(2 layers); "torch", what ``nn.Linear`` begins with. Of narrow models the
+        latter are the larger ones.
     """
 
     layers: tuple[Layer, ...] = ("conv", "linear", "window")
@@ -34,6 +37,7 @@ class BasedConfig:
     conv: Literal["gated", "skip"] = "gated"
     rotary: bool = True
     eps: float = 1e-5
+    start: Literal["published", "torch"] = "published"
 
     def __post_init__(self):
         for name in ("width", "heads", "features", "window", "vocabulary"):
@@ -44,6 +48,8 @@ class BasedConfig:
         for kind in self.layers:
             if kind not in ("conv", "linear", "window", "attention"):
                 raise ValueError(f"layers: {kind!r} is none of conv, linear, window, attention")
+        if self.start not in ("published", "torch"):
+            raise ValueError(f"start: {self.start!r} is none of published, torch")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
         if self.rotary and self.width // self.heads % 2:
@@ -85,7 +91,12 @@ SIZES = {
 
 
 def zoology(
-    mixer: Layer, width: int, vocabulary: int = 512, features: int = 16, window: int = 64
+    mixer: Layer,
+    width: int,
+    vocabulary: int = 512,
+    features: int = 16,
+    window: int = 64,
+    start: Literal["published", "torch"] = "published",
 ) -> BasedConfig:
     """The two layers that recall is measured with: a convolution, then ``mixer``.
 
@@ -94,5 +105,5 @@ def zoology(
     """
     return BasedConfig(
         ("conv", mixer), width, 1, features, window, 0, vocabulary, norm="layer", conv="skip",
-        rotary=False,
+        rotary=False, start=start,
     )  # fmt: skip

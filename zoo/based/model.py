@@ -315,7 +315,7 @@ class Based(Pretrained, nn.Module):
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.blocks = nn.ModuleList(Block(c, kind) for kind in c.layers)
         self.norm = norm(c)
-        initialise(self, len(c.layers))
+        initialise(self, c)
 
     def forward(
         self,
@@ -395,11 +395,16 @@ def place(tokens: Tensor, state: State, counts: Tensor | None) -> Place:
     return Place(state.lengths, state.longest, n, counts, apart)
 
 
-def initialise(model: nn.Module, layers: int) -> None:
-    """N(0, 0.02), zero biases; projections back into the stream by sqrt(2 layers) smaller."""
+def initialise(model: nn.Module, c: BasedConfig) -> None:
+    """The embedding N(0, 0.02), zero biases, projections as ``c.start`` says."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if not isinstance(module, nn.Linear):
+            continue
+        if c.start == "published":
             small = name.endswith("out_proj")
-            nn.init.normal_(module.weight, std=0.02 / math.sqrt(2 * layers) if small else 0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
+            std = 0.02 / math.sqrt(2 * len(c.layers)) if small else 0.02
+            nn.init.normal_(module.weight, std=std)
+        if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -213,7 +213,7 @@ class BasedReference(Pretrained, nn.Module):
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.blocks = nn.ModuleList(Block(c, kind, form) for kind in c.layers)
         self.norm = norm(c)
-        initialise(self, len(c.layers))
+        initialise(self, c)
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor:
         """As ``Based.forward``: logits, or with labels the mean loss of those that are not -100."""

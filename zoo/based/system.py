@@ -18,8 +18,7 @@ from zoo.based.mqar import accuracy
 from zoo.based.reference import BasedReference
 from zoo.training import Data, Preset, Request, Row, System, Train, Unsupported
 
-#: Zoology's optimizer: PyTorch's betas, decay of all parameters, no clipping. The warm-up is ours:
-#: without one, one seed of three reaches 0.87 at twice the length that it was trained on, not 0.97.
+#: Zoology's optimizer: PyTorch's betas, decay of all parameters, no clipping. The warm-up is ours.
 _RECALL = Train(
     steps=4000, batch=64, lr=3e-3, warmup=800, betas=(0.9, 0.999), weight_decay=0.1,
     decay_all=True, clip=None,
@@ -41,7 +40,8 @@ class BasedSystem(System):
     data_config = BasedData
     presets: ClassVar = {
         "mqar-small": Preset(
-            zoology("linear", 64), BasedData(), _RECALL,
+            # Begun with N(0, 0.02), seeds end between 0.94 and 0.98 at twice the length trained on.
+            zoology("linear", 64, start="torch"), BasedData(), _RECALL,
             "recall of up to 16 pairs, vocabulary 512: learned in a few minutes on a CPU",
         ),
         "mqar-compare": Preset(
