@@ -233,7 +233,7 @@ def _region(fn: Function, region: Region, loops, when, used: set[Op], out: Cost)
         elif op.kind == "if":
             _branch(fn, op, loops, when, used, out)
         elif op in used:
-            out.works += [Work(k, s, f, loops, when, op, d) for k, s, f, d in _amounts(fn, op)]
+            out.works += [Work(k, s, f, loops, when, op, d) for k, s, f, d in amounts(fn, op)]
 
 
 def _branch(fn: Function, op: Op, loops, when, used: set[Op], out: Cost) -> None:
@@ -247,7 +247,7 @@ def _branch(fn: Function, op: Op, loops, when, used: set[Op], out: Cost) -> None
         _region(fn, region, loops, when, used, out)
 
 
-def _amounts(fn: Function, op: Op) -> Iterable[tuple[str, int, tuple[Factor, ...], DType]]:
+def amounts(fn: Function, op: Op) -> Iterable[tuple[str, int, tuple[Factor, ...], DType]]:
     """(kind, scale, factors, dtype) of one execution."""
     kind = op.kind
     if kind in _LOADS or kind in _STORES:

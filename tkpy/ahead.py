@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -148,14 +148,21 @@ def backward_of(
 
 
 def backward_for(
-    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90"
+    kernel: Kernel, setting: Setting, device: str = "cuda", target: str = "sm_90", **changes
 ) -> Differentiated:
     """The derived backward of that variant, lowered: see ``tkpy.lower.Differentiated``.
 
+    ``changes`` are made to the variant's key. Carries are kept as suits the setting's sizes.
     Raises CompileError where the kernel has no derivative, and as ``call_of`` does.
     """
-    joint = kernel.backward._joint(torch.device(device))
-    return kernel.backward.derive(*backward_of(kernel, setting, device, target), joint=joint)
+    backward = kernel.backward
+    joint = backward._joint(torch.device(device))
+    key, wrt, given = backward_of(kernel, setting, device, target)
+    key = replace(key, **changes)
+    made = backward.derive(key, wrt, given, joint=joint)
+    choices = backward.choose(made.derivation.taped, call_of(kernel, setting, device, target))
+    cut = {c.loop: c.segment for c in choices if c.segment}
+    return backward.derive(key, wrt, given, joint=joint, segments=cut) if cut else made
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:

@@ -8,6 +8,7 @@ checked as such. Differentiation itself is in ``codegen.grad``.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,16 @@ from codegen.expr import text
 from codegen.ir import Param
 from tkpy import memory
 from tkpy.call import Call
+from tkpy.carries import Choice, checked, choose, facts, rates
 from tkpy.errors import CallError, NeedStatic
-from tkpy.execution import executor, launcher
+from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Differentiated, VariantKey, differentiate
 from tkpy.signature import TORCH_NAMES, TensorSpec
 
 if TYPE_CHECKING:
+    from codegen.grad.carries import Taped
     from tkpy.kernel import Kernel
+    from tkpy.pipeline.device import Device
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,26 @@ class Backward:
             such as tile sizes of its own.
         joint: gradients that share a loop nest come out of one program; None lets the device
             decide: yes on a CPU, no where many programs are wanted.
+        carries: of loops that are replayed backwards. "saved" keeps every iteration's, "replayed"
+            about one in the root of their number, from which the loop is run once more, an integer
+            one in so many. None decides by what each costs, and by memory.
     """
 
     def __init__(self, kernel: Kernel, constants: Mapping[str, object] | None = None):
         self.kernel = kernel
         self.constants = dict(constants or {})
         self.joint: bool | None = None
+        self._carries: int | str | None = None
         self._compiled: dict[tuple, Compiled] = {}
+        self._taped: dict[tuple, list[dict]] = {}
+
+    @property
+    def carries(self) -> int | str | None:
+        return self._carries
+
+    @carries.setter
+    def carries(self, wish: int | str | None) -> None:
+        self._carries = checked(wish)
 
     def __repr__(self) -> str:
         return f"<backward of {self.kernel.name}>"
@@ -164,7 +181,7 @@ class Backward:
             if key is None:
                 return None
             try:
-                entry = self._entry(key, (*how, self._joint(call.device)))
+                entry = self._entry(key, (*how, self._joint(call.device), ()))
                 return [Tensor(**t).make(call.sizes, call.device) for t in entry["saved"]]
             except NeedStatic as need:
                 self.kernel._widen(key, need)
@@ -250,10 +267,10 @@ class Backward:
         call = replace(call, constants={**call.constants, **self._own(call)})
         while True:
             key = self._key(call)
-            joint = self._joint(call.device)
-            how = (wrt, given, deterministic, joint)
-            slot = (key, repr(key.constants), how, executor(call.device))
+            how: tuple = (wrt, given, deterministic, self._joint(call.device))
             try:
+                how = (*how, self.segments(key, how, call))
+                slot = (key, repr(key.constants), how, executor(call.device))
                 if slot not in self._compiled:
                     self._compiled[slot] = self._load(key, how, call.device)
                 return self._compiled[slot], call
@@ -274,9 +291,37 @@ class Backward:
         """A CPU has few processors and keeps partial sums in its caches."""
         return device.type == "cpu" if self.joint is None else self.joint
 
+    def choose(
+        self, loops: Sequence[Taped | Mapping[str, Any]], call: Call, device: Device | None = None
+    ) -> list[Choice]:
+        """How the carries of ``loops`` are come by in a backward of ``call``.
+
+        ``device``: whose rates count; None: those that stand for the call's.
+        """
+        if not loops:
+            return []
+        if device is None:
+            cpu = call.device.type == "cpu" or not torch.cuda.is_available()
+            device = rates("cpu" if cpu else machine_of(call.device))
+        moved = sum(t.numel() * t.element_size() for t in call.tensors.values())
+        moved += sum(
+            math.prod(call.shapes[p.name]) * self._dtype(p, call).bits // 8
+            for p in call.wanted
+            if p.name not in call.tensors
+        )
+        return choose(facts(loops), call.sizes, self._carries, device, moved)
+
+    def segments(self, key: VariantKey, how: tuple, call: Call) -> tuple[tuple[int, int], ...]:
+        """(number of a loop, iterations of a segment) of the loops that are cut."""
+        slot = (key, repr(key.constants), how)
+        if slot not in self._taped:
+            self._taped[slot] = self._entry(key, (*how, ()))["taped"]
+        choices = self.choose(self._taped[slot], call)
+        return tuple((c.loop, c.segment) for c in choices if c.segment)
+
     def _entry(self, key: VariantKey, how: tuple) -> dict:
         def make():
-            made = self.derive(key, *how[:3], joint=how[3])
+            made = self.derive(key, *how[:3], joint=how[3], segments=dict(how[4]))
             return _entry(made), made.forward
 
         return self.kernel._store.derived(f"backward {how}", key, make)
@@ -296,12 +341,13 @@ class Backward:
         deterministic: bool = True,
         poison: bool = False,
         joint: bool = False,
+        segments: Mapping[int, int] | None = None,
     ) -> Differentiated:
         """Tile IR and Triton source of the backward of one variant."""
         k = self.kernel
         return differentiate(
             k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
-            k.template, deterministic, poison, joint,
+            k.template, deterministic, poison, joint, segments,
         )  # fmt: skip
 
 
@@ -331,7 +377,11 @@ def _entry(made: Differentiated) -> dict:
         }
         for lowered in (made.forward, *made.pieces)
     ]
-    return {"programs": programs, "saved": [tensor(p) for p in made.derivation.saved]}
+    return {
+        "programs": programs,
+        "saved": [tensor(p) for p in made.derivation.saved],
+        "taped": facts(made.derivation.taped),
+    }
 
 
 def _program(entry: dict) -> Program:

@@ -11,14 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from codegen.aot import CPU
 from codegen.expr import text
 from codegen.host import launcher
 from codegen.ir import Param
 from codegen.writer import filled
-from tkpy.ahead import Setting, backward_of
+from tkpy.ahead import Setting, backward_for, backward_of
 from tkpy.errors import TkError
 from tkpy.export import MARK, RESERVED, HostFunction, shape_text, specialised
 from tkpy.signature import TORCH_NAMES
@@ -43,8 +41,7 @@ def export_backward(kernel: Kernel, setting: Setting | None = None, target: str 
     device = "cpu" if target == CPU else "cuda"
     key, wrt, given = backward_of(kernel, setting or Setting(), device, target)
     key = replace(key, aligned=False)
-    joint = kernel.backward._joint(torch.device(device))
-    made = kernel.backward.derive(key, wrt, given, joint=joint)
+    made = backward_for(kernel, setting or Setting(), device, target, aligned=False)
     place = f"{Path(kernel.fn.__code__.co_filename).name}:{kernel.fn.__code__.co_firstlineno}"
     parts = [
         f'"""{kernel.name} and its gradients: Triton kernels and the functions that launch them.'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import sympy
@@ -154,15 +154,18 @@ def differentiate(
     deterministic: bool = True,
     poison: bool = False,
     joint: bool = False,
+    segments: Mapping[int, int] | None = None,
 ) -> Differentiated:
     """The backward of one variant with respect to ``wrt``, from the cotangents of ``given``.
+
+    ``joint``, ``segments``: as ``codegen.grad.plan.derive`` has them.
 
     Raises:
         CompileError: if the kernel is not legal, or no gradient flows through what it is made of;
             with the line of the kernel and what to do instead.
     """
     derivation, walker = derivation_of(
-        fn, signature, key, wrt, given, template, deterministic, joint
+        fn, signature, key, wrt, given, template, deterministic, joint, segments
     )
     ir = derivation.forward
     if not any("rings" in op.attrs for op in ir.body.walk()):
@@ -184,12 +187,13 @@ def derivation_of(
     template: Template | None = None,
     deterministic: bool = True,
     joint: bool = False,
+    segments: Mapping[int, int] | None = None,
 ) -> tuple[Derivation, Walker]:
     """The tile IR of a backward before any pass, and the walk that it came from; as above."""
     ir, walker = _walk(fn, signature, key, template)
     prepare(ir)
     try:
-        derivation = derive(ir, wrt, given, deterministic, joint)
+        derivation = derive(ir, wrt, given, deterministic, joint, segments)
     except (NoGradient, IRError) as e:
         loc = e.op.loc if isinstance(e, NoGradient) and e.op is not None else ir.loc
         fix = f"\n  fix: {e.fix}" if e.fix else ""

@@ -7,9 +7,10 @@ programs contribute to inside a loop gets a program of its own, in which that lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from codegen.grad.carries import Taped, taped
 from codegen.grad.clean import clean
 from codegen.grad.emit import Emit
 from codegen.grad.errors import NoGradient
@@ -59,11 +60,13 @@ class Derivation:
     forward: the kernel itself, writing ``saved`` as well.
     pieces: programs to run one after the other. Their parameters: inputs and outputs of the
         kernel by name, ``d_<output>``, ``d_<input>``, ``saved``, and scratch memory.
+    taped: the loops whose carries it asks for.
     """
 
     forward: Function
     saved: list[Param]
     pieces: list[Piece]
+    taped: list[Taped] = field(default_factory=list)
 
     @property
     def gradients(self) -> dict[str, Gradient]:
@@ -83,11 +86,14 @@ def derive(
     given: Iterable[str],
     deterministic: bool = True,
     joint: bool = False,
+    segments: Mapping[int, int] | None = None,
 ) -> Derivation:
     """The backward of ``fn``, a prepared kernel, for the inputs ``wrt`` from the outputs ``given``.
 
     With ``joint`` a loop nest that is turned for some gradients computes the others too, each of
     its programs a partial sum: what they have in common is made once, but few programs remain.
+    ``segments``: of loops, by their numbers as in ``Taped``, that are cut where their carries are
+    asked for, how many iterations a segment has.
 
     Raises:
         NoGradient: if a gradient would have to flow through what has none.
@@ -96,22 +102,23 @@ def derive(
     _check(fn)
     _check_stores(fn, given)
     saver = _Saver(fn)
+    noted = _Carries(fn, segments or {})
     dtypes = {p.name: p.dtype for p in fn.params}
-    turned = _turned(fn, wrt, given, saver, joint) if deterministic else []
+    turned = _turned(fn, wrt, given, saver, joint, noted) if deterministic else []
     done = {g.name for piece in turned for g in piece.gradients}
     pieces: list[Piece] = []
     rest = [n for n in wrt if n not in done]
     if rest:
-        reverse = Reverse(fn, rest, given, f"{fn.name}_backward")
-        reverse.run()
+        reverse = noted.reversed(rest, given, f"{fn.name}_backward")
         saver.save(reverse)
+        noted.used(reverse)
         pieces.append(Piece(reverse.fn, settle(reverse.fn, reverse.sites, dtypes, deterministic)))
     pieces += turned
     for piece in pieces:
         _finish(piece)
     read = {p.name for piece in pieces for p in piece.fn.params}
     saved = saver.into(fn, read)
-    return Derivation(fn, saved, [p for p in pieces if p.fn.body.ops[:-1]])
+    return Derivation(fn, saved, [p for p in pieces if p.fn.body.ops[:-1]], noted.found)
 
 
 def _check(fn: Function) -> None:
@@ -152,12 +159,38 @@ def _check_stores(fn: Function, given: list[str]) -> None:
                     )
 
 
+class _Carries:
+    """Reverse programs of ``fn`` whose loops are cut as ``segments`` says, where that is of use."""
+
+    def __init__(self, fn: Function, segments: Mapping[int, int]):
+        self.fn, self.segments, self.found = fn, segments, list[Taped]()
+        self._of: dict[Reverse, list[Taped]] = {}
+
+    def reversed(self, wrt, given, name: str, scatter: bool = False) -> Reverse:
+        out = Reverse(self.fn, wrt, given, name, scatter)
+        out.run()
+        noted = taped(out)  # only now is it known which carries adjoints ask for
+        cut = {
+            op: self.segments[t.loop]
+            for op, t in noted.items()
+            if t.cuttable and t.loop in self.segments
+        }
+        if cut:
+            out = Reverse(self.fn, wrt, given, name, scatter, cut)
+            out.run()
+        self._of[out] = list(noted.values())
+        return out
+
+    def used(self, reverse: Reverse) -> None:
+        """One of those is a part of the backward."""
+        self.found += [t for t in self._of[reverse] if t not in self.found]
+
+
 def _turned(
-    fn: Function, wrt: list[str], given: list[str], saver: _Saver, joint: bool
+    fn: Function, wrt: list[str], given: list[str], saver: _Saver, joint: bool, noted: _Carries
 ) -> list[Piece]:
     """Programs for those gradients that the loop nest can be turned for."""
-    whole = Reverse(fn, wrt, given, "whole")
-    whole.run()
+    whole = noted.reversed(wrt, given, "whole")
     groups: dict[tuple, list[str]] = {}
     for name in wrt:
         owners = [owner(whole.fn, s) for s, _ in whole.sites if s.attrs["param"] == f"d_{name}"]
@@ -172,21 +205,25 @@ def _turned(
     for names in groups.values():
         piece = None
         if joint and len(groups) == 1:
-            piece = _turn_one(fn, names, wrt, given, saver)
+            piece = _turn_one(fn, names, wrt, given, saver, noted)
         if piece is None:
-            piece = _turn_one(fn, names, names, given, saver)
+            piece = _turn_one(fn, names, names, given, saver, noted)
         out += piece or []
     return out
 
 
 def _turn_one(
-    fn: Function, names: list[str], wrt: list[str], given: list[str], saver: _Saver
+    fn: Function,
+    names: list[str],
+    wrt: list[str],
+    given: list[str],
+    saver: _Saver,
+    noted: _Carries,
 ) -> list[Piece] | None:
     """Programs that compute ``wrt``, with the loop nest turned for ``names``."""
     joint = len(wrt) > len(names)
     tag = "" if joint else "_" + "_".join(names)
-    reverse = Reverse(fn, wrt, given, f"{fn.name}_backward{tag}", joint)
-    reverse.run()
+    reverse = noted.reversed(wrt, given, f"{fn.name}_backward{tag}", joint)
     mine = {f"d_{n}" for n in names}
     stores = [s for s, _ in reverse.sites if s.attrs["param"] in mine]
     loop = turnable(reverse.fn, stores) if stores else None
@@ -200,6 +237,7 @@ def _turn_one(
     loop = turnable(reverse.fn, stores)
     if loop is None:
         return None
+    noted.used(reverse)
     made = turn(reverse.fn, stores, reverse.sites, loop, reverse.fn.name)
     dtypes = {p.name: p.dtype for p in fn.params}
     pieces = [Piece(made.before)] if made.before is not None else []

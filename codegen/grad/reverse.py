@@ -7,8 +7,8 @@ more, from the carry that it had then, followed by the body's adjoints. Where th
     frozen    carries that are ``detach``ed: the answer does not depend on them, so that every
               iteration may use their last value. A running maximum ends here, and with it all
               rescaling, and what is left of such a loop's carries are plain sums.
-    tape      all others: the forward loop writes them down, an iteration a place, in memory that
-              belongs to the program.
+    tape      all others: the forward loop writes them down in memory that belongs to the program,
+              every iteration's or those at which segments begin (``codegen.grad.tape``).
 
 What nobody reads is dropped afterwards, and it is most of this: carries that no adjoint reads,
 adjoints of carries that pass through unchanged, loops that are left with nothing to do.
@@ -16,7 +16,7 @@ adjoints of carries that pass through unchanged, loops that are left with nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import sympy
@@ -26,11 +26,12 @@ from codegen.grad.activity import active_values
 from codegen.grad.clean import clean
 from codegen.grad.emit import Emit
 from codegen.grad.errors import NoGradient
-from codegen.grad.memory import frame_of, memory_like, most, place_like
+from codegen.grad.memory import frame_of
 from codegen.grad.own import untold
 from codegen.grad.rules import NONE, REFUSED, RULES
 from codegen.grad.scans import MANY
-from codegen.ir import Function, Op, Param, Region, Value, f32, loop_parts
+from codegen.grad.tape import Tapes
+from codegen.ir import Function, Op, Region, Value, f32
 from codegen.ops import TABLE
 from codegen.ops.base import IRError
 
@@ -107,6 +108,7 @@ class Reverse:
         given: Iterable[str],
         name: str,
         scatter: bool = False,
+        segments: Mapping[Op, int] | None = None,
     ):
         self.scatter = scatter
         self.forward, self.wrt, self.given = forward, frozenset(wrt), frozenset(given)
@@ -117,7 +119,7 @@ class Reverse:
         self.sites: list[tuple[Op, Op]] = []
         self.sums: set[Value] = set()
         self.finals: dict[Value, Value] = {}  # results of copied loops, with the original's
-        self._tapes: dict[tuple[Op, int], Param] = {}
+        self.tapes = Tapes(self.fn, self.emit, segments or {})
 
     def run(self) -> Function:
         scope = Scope({})
@@ -125,8 +127,6 @@ class Reverse:
         self._replay(body.ops, scope, {})
         self._backwards(body.ops, scope)
         self.emit.op("yield")
-        self.fn.params = [p for p in self.fn.params if not p.name.startswith("tape_")]
-        self.fn.params += self._tapes.values()
         clean(self.fn)
         for op in self.fn.body.walk():
             if (
@@ -169,16 +169,37 @@ class Reverse:
         scope.env[v] = self.emit.shaped(self.emit.narrow(out, v.type.dtype), v.type)
 
     def _replay_loop(self, op: Op, scope: Scope) -> None:
-        new = self._copied(op, scope.env)
-        body = new.regions[0]
-        stores = Region()
-        with self.emit.into(stores):
-            for k, arg in enumerate(body.args):
-                if self._frozen(op, k) is None and arg.type.dtype.kind != "bool":
-                    self._to_tape(op, k, arg)
-        body.ops = stores.ops + body.ops
-        self.emit.append(new)
+        inits = [scope.env.get(v, v) for v in op.operands]
+        cut = self.tapes.segment(op)
+        if cut is None:
+            new = self._forwards(op, inits, scope.env)
+        else:
+            region = Region([Value(a.type, a.hint) for a in op.regions[0].args])
+            with self.emit.into(region):
+                self.tapes.write_start(op, region.args)
+                inner = self._forwards(op, region.args, scope.env, noted=False)
+                self.emit.op("yield", inner.results)
+            attrs = {"index": cut[0], "start": sympy.Integer(0), "stop": cut[1]}
+            new = self.emit.op("for", inits, attrs, [region])
+            for mine, v in zip(new.results, op.results, strict=True):
+                mine.hint = v.hint
+        scope.env |= dict(zip(op.results, new.results, strict=True))
         self.finals |= dict(zip(new.results, op.results, strict=True))
+
+    def _forwards(self, op: Op, inits: list[Value], env: dict[Value, Value], noted=True) -> Op:
+        """The loop again, or what a segment has of it, from ``inits``; ``noted``: on tape."""
+        new = self._copied(op, env)
+        new.operands = list(inits)
+        start, stop = self.tapes.within(op)
+        new.attrs = {**new.attrs, "start": start, "stop": stop}
+        if noted:
+            body, stores = new.regions[0], Region()
+            args = range(len(body.args))
+            frozen = frozenset(k for k in args if self._frozen(op, k) is not None)
+            with self.emit.into(stores):
+                self.tapes.write(op, body.args, frozen)
+            body.ops = stores.ops + body.ops
+        return self.emit.append(new)
 
     def _copied(self, op: Op, env: dict[Value, Value]) -> Op:
         """A copy without effects, in nested regions too; ``env`` learns the results."""
@@ -203,28 +224,6 @@ class Reverse:
             v = v.op.operands[0]
         inside = v.op is not None and any(v.op is o for o in op.regions[0].ops)
         return v if inside and v.op.kind == "detach" else None  # type: ignore[union-attr]
-
-    def _tape(self, op: Op, k: int) -> Param:
-        if (op, k) not in self._tapes:
-            _, start, stop = loop_parts(op)
-            type_ = op.regions[0].args[k].type
-            dims = [*(count for _, count in self.fn.grid), most(stop - start, self.fn)]
-            name = f"tape_{len(self._tapes)}"
-            self._tapes[op, k] = memory_like(name, "inout", dims, type_)
-            self.fn.params.append(self._tapes[op, k])
-        return self._tapes[op, k]
-
-    def _tape_place(self, op: Op, k: int) -> dict[str, object]:
-        index, start, _ = loop_parts(op)
-        where = [*(s for s, _ in self.fn.grid), index - start]
-        return place_like(self._tape(op, k), where, op.regions[0].args[k].type)
-
-    def _to_tape(self, op: Op, k: int, arg: Value) -> None:
-        self.emit.op("store", [arg], self._tape_place(op, k))
-
-    def _from_tape(self, op: Op, k: int) -> Value:
-        type_ = op.regions[0].args[k].type
-        return self.emit.shaped(self.emit.op("load", [], self._tape_place(op, k)).result, type_)
 
     # -- backwards -------------------------------------------------------------------------
 
@@ -305,13 +304,14 @@ class Reverse:
             t = v.type.like(dtype=f32)
             had = scope.adjoints.pop(v, None)
             starts.append(self.emit.full(t, 0.0) if had is None else self.emit.shaped(had, t))
-        region = Region(
-            [
-                Value(s.type, f"d_{v.hint}" if v.hint else "")
-                for s, v in zip(starts, [*(body.args[k] for k in carries), *outer], strict=True)
-            ]
-        )
-        self.sums |= set(region.args[len(carries) :])
+        hints = [v.hint and f"d_{v.hint}" for v in (*(body.args[k] for k in carries), *outer)]
+
+        def adjoints() -> Region:
+            args = [Value(s.type, hint) for s, hint in zip(starts, hints, strict=True)]
+            self.sums |= set(args[len(carries) :])
+            return Region(args)
+
+        region = adjoints()
         inner = Scope(dict(scope.env))
         pinned: dict[Value, Value] = {}
         for k, arg in enumerate(body.args):
@@ -320,7 +320,6 @@ class Reverse:
                 last = self.emit.shaped(scope.env[op.results[k]], arg.type)
                 inner.env[arg] = last
                 pinned[detached] = self.emit.shaped(last, detached.type)
-        self.emit.op("barrier")
         with self.emit.into(region):
             for k, arg in enumerate(body.args):
                 if arg not in inner.env or self._frozen(op, k) is None:
@@ -331,7 +330,7 @@ class Reverse:
                             "again in reverse, and which is no tile of floats or integers",
                             "compute it from the loop's index, or hold it in a vector",
                         )
-                    inner.env[arg] = self._from_tape(op, k)
+                    inner.env[arg] = self.tapes.read(op, k)
             self._replay(body.ops[:-1], inner, pinned)
             _simplify(region, self.fn)
             for v, acc in zip(outer, region.args[len(carries) :], strict=True):
@@ -352,8 +351,22 @@ class Reverse:
             for v, s in zip(outer, starts[len(carries) :], strict=True):
                 out.append(self.emit.shaped(inner.adjoints[v], s.type))
             self.emit.op("yield", out)
-        attrs = {**{k: op.attrs[k] for k in ("index", "start", "stop")}, "reverse": True}
-        loop = self.emit.op("for", starts, attrs, [region])
+        self.emit.op("barrier")
+        start, stop = self.tapes.within(op)
+        attrs = {"index": op.attrs["index"], "start": start, "stop": stop, "reverse": True}
+        cut = self.tapes.segment(op)
+        if cut is None:
+            loop = self.emit.op("for", starts, attrs, [region])
+        else:
+            segment = adjoints()
+            with self.emit.into(segment):
+                self.emit.op("barrier")  # the segment before has read the tape
+                self._forwards(op, self.tapes.read_start(op), dict(scope.env))
+                self.emit.op("barrier")
+                loop = self.emit.op("for", segment.args, attrs, [region])
+                self.emit.op("yield", loop.results)
+            attrs = {"index": cut[0], "start": sympy.Integer(0), "stop": cut[1], "reverse": True}
+            loop = self.emit.op("for", starts, attrs, [segment])
         for k, r in zip(carries, loop.results, strict=False):
             v = op.operands[k]
             if v in self.active:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from codegen.expr import Symbol
 from codegen.ir import Function, Op, Region, Value
 from codegen.ops import TABLE
-from codegen.rewrite import replace_uses, uses_value
+from codegen.rewrite import replace_uses
 
 
 def drop_dead(fn: Function) -> None:
@@ -64,11 +64,11 @@ def _effects(op: Op) -> bool:
 
 def _drop_carries(fn: Function) -> bool:
     changed = False
-    values, symbols = _used(fn)
+    live = _live(fn)
     for op in list(fn.body.walk()):
         if op.kind == "if":
             for k in reversed(range(len(op.results))):
-                if not _is_used(op.results[k], values, symbols):
+                if op.results[k] not in live:
                     del op.results[k]
                     for r in op.regions:
                         del r.terminator.operands[k]
@@ -78,25 +78,52 @@ def _drop_carries(fn: Function) -> bool:
         body = op.regions[0]
         for k in reversed(range(len(op.results))):
             arg, out = body.args[k], body.terminator.operands[k]
-            unused = not _is_used(op.results[k], values, symbols) and not _read(arg, body, k)
             if out is arg:
                 replace_uses(fn.body, {arg: op.operands[k], op.results[k]: op.operands[k]})
-            elif not unused:
+            elif arg in live:
                 continue
             del op.results[k], op.operands[k], body.args[k], body.terminator.operands[k]
             changed = True
     return changed
 
 
-def _read(arg: Value, body: Region, carry: int) -> bool:
-    """True if ``arg`` matters to anything but its own next value."""
-    chain = {arg}
-    for op in body.ops:
-        if op.kind == "yield":
-            return any(v in chain for k, v in enumerate(op.operands) if k != carry)
-        touched = any(uses_value(op, v) for v in chain)
-        if touched and (not TABLE[op.kind].pure or op.regions):
-            return True
-        if touched:
-            chain |= set(op.results)
-    return False
+def _live(fn: Function) -> set[Value]:
+    """What an effect depends on. A carry that only makes its own next value is not among it, nor
+    one that makes another such, or that goes round an inner loop on its way."""
+    _, symbols = _used(fn)
+    feeds: dict[Value, list[Value]] = {}  # what is alive if a value is
+    live: set[Value] = set()
+    todo: list[Value] = []
+
+    def visit(region: Region) -> None:
+        for op in region.ops:
+            if op.kind == "yield":
+                continue
+            if op.kind == "for":
+                body = op.regions[0]
+                for result, arg, first, after in zip(
+                    op.results, body.args, op.operands, body.terminator.operands, strict=True
+                ):
+                    feeds[result] = feeds[arg] = [result, arg, first, after]
+            elif op.kind == "if":
+                todo.extend(op.operands)
+                for k, result in enumerate(op.results):
+                    feeds[result] = [r.terminator.operands[k] for r in op.regions]
+            elif TABLE[op.kind].pure:
+                for result in op.results:
+                    feeds[result] = op.operands
+            else:
+                todo.extend(op.operands)
+            known = (*op.results, *(a for r in op.regions for a in r.args))
+            todo.extend(v for v in known if v.symbol is not None and v.symbol in symbols)
+            if op.kind in ("for", "if"):
+                for inner in op.regions:
+                    visit(inner)
+
+    visit(fn.body)
+    while todo:
+        v = todo.pop()
+        if v not in live:
+            live.add(v)
+            todo.extend(feeds.get(v, ()))
+    return live

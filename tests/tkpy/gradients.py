@@ -38,8 +38,9 @@ class Derived:
 
 
 def derive(
-    kernel, arguments, wrt=None, given=None, deterministic=True, poison=False, joint=False
-) -> Derived:
+    kernel, arguments, wrt=None, given=None, deterministic=True, poison=False, joint=False,
+    segments=None,
+) -> Derived:  # fmt: skip
     """The backward of the variant that ``arguments`` call, for ``wrt`` or all that can have one."""
     call = kernel.binder.bind((), dict(arguments))
     call = replace(call, constants={**call.constants, **kernel.backward._own(call)})
@@ -48,7 +49,7 @@ def derive(
     while True:
         key = kernel.backward._key(call)
         try:
-            made = kernel.backward.derive(key, wrt, given, deterministic, poison, joint)
+            made = kernel.backward.derive(key, wrt, given, deterministic, poison, joint, segments)
             return Derived(kernel, call, wrt, made)
         except NeedStatic as need:
             kernel._widen(key, need)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,7 +171,11 @@ def cost(
     kernel: KernelName,
     values: Values = None,
     device_name: Annotated[
-        str | None, typer.Option("--device", help="Add its roofline time; draws with -o.")
+        str | None,
+        typer.Option(
+            "--device",
+            help="Add its roofline time; draws with -o. With --backward: whose rates decide.",
+        ),
     ] = None,
     dtype: DtypeName = Dtype.bf16,
     out: Out = None,
@@ -188,7 +192,7 @@ def cost(
     chosen, sizes = given(found, dtype, values)
     _, amounts = front_end(found, chosen)
     if backward:
-        _backward(found, chosen, amounts, sizes, str(dtype), as_json)
+        _backward(found, chosen, amounts, sizes, str(dtype), device_name, as_json)
         return
     rows = _rows(amounts, sizes)
     facts: dict = {
@@ -217,13 +221,25 @@ def cost(
         screen.print(f"{name}: {value}", soft_wrap=True)
 
 
-def _backward(found, chosen: Setting, amounts: Cost, sizes, dtype: str, as_json: bool) -> None:
-    """FLOPs of the forward and of each program of the backward, and how they compare."""
+def _backward(
+    found, chosen: Setting, amounts: Cost, sizes, dtype: str, device_name, as_json: bool
+) -> None:
+    """FLOPs of the forward and of each program of the backward, how they compare, and carries."""
     from tkpy.ahead import backward_of
+    from tkpy.carries import describe
     from tkpy.lower import derivation_of
 
     key, wrt, outs = backward_of(found, chosen)
-    made, _ = derivation_of(found.fn, found.signature, key, wrt, outs, found.template)
+    machine = None if device_name is None else device(device_name)
+
+    def derived(segments):
+        kernel = (found.fn, found.signature, key, wrt, outs, found.template)
+        return derivation_of(*kernel, segments=segments)[0]
+
+    made = derived(None)
+    choices = found.backward.choose(made.taped, call_of(found, chosen), machine)
+    cut = {c.loop: c.segment for c in choices if c.segment}
+    made = derived(cut) if cut else made
     programs = [(piece.fn.name, count(piece.fn)) for piece in made.pieces]
     kinds = ("matrix", "vector", "special")
     table = Table("", *kinds, "all", box=box.SIMPLE, pad_edge=False)
@@ -245,6 +261,7 @@ def _backward(found, chosen: Setting, amounts: Cost, sizes, dtype: str, as_json:
                 "sizes": sizes,
                 "programs": {n: dict(zip((*kinds, "all"), v, strict=True)) for n, v in rows},
                 "backward / forward": dict(zip((*kinds, "all"), ratios, strict=True)),
+                "carries": [asdict(c) for c in choices],
             }
         )
         return
@@ -255,6 +272,8 @@ def _backward(found, chosen: Setting, amounts: Cost, sizes, dtype: str, as_json:
         table.add_row(name, *("-" if v is None else f"{v:,.4g}" for v in numbers))
     table.add_row("backward / forward", *("-" if v is None else f"{v:.2f}" for v in ratios))
     screen.print(table)
+    for c in choices:
+        screen.print(describe(c), soft_wrap=True)
 
 
 def _rows(amounts: Cost, sizes: dict[str, int]) -> list[tuple[str, str, float | None]]:

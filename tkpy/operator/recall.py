@@ -52,6 +52,7 @@ class Recall:
     kernel: Kernel
     plan: Plan
     joint: bool | None
+    carries: int | str | None
     constants: dict[str, object]
     outputs: list[str]
     whole: list[str]  # outputs of integers
@@ -68,7 +69,11 @@ class Recall:
 
     def holds(self, values: dict[str, object]) -> bool:
         backward = self.kernel.backward
-        if self.joint is not backward.joint or self.constants != backward.constants:
+        if (self.joint, self.carries, self.constants) != (
+            backward.joint,
+            backward.carries,
+            backward.constants,
+        ):
             return False
         return self.plan.holds(values)
 
@@ -222,8 +227,8 @@ def remember(kernel: Kernel, replay: Replay, key: tuple, args: tuple, kwargs: di
     ]
     whole = [n for n in outputs if n not in floats]
     recall = Recall(
-        kernel, plan, backward.joint, dict(backward.constants), outputs, whole, inputs, kept,
-        likes, cotangents, steps, results,
+        kernel, plan, backward.joint, backward.carries, dict(backward.constants), outputs, whole,
+        inputs, kept, likes, cotangents, steps, results,
     )  # fmt: skip
     replay.remember(key, recall)
 

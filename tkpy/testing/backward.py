@@ -36,7 +36,8 @@ class Poisoned(Backward):
     """A backward that holds NaN in every dead element of every tile."""
 
     def _load(self, key, how, device) -> Compiled:
-        entry = _entry(self.derive(key, *how[:3], poison=True, joint=how[3]))
+        segments = dict(how[4])
+        entry = _entry(self.derive(key, *how[:3], poison=True, joint=how[3], segments=segments))
         programs = [_program(p) for p in entry["programs"]]
         saved = tuple(Tensor(**t) for t in entry["saved"])
         launches = tuple(launcher(p.source, p.name, device) for p in programs)
@@ -72,6 +73,8 @@ class BackwardRunner(Runner):
         self._linear(example, expected, cotangents, got, run)
         if example.setting.poison:
             self.poisons = self.poisons or Poisoned(kernel, kernel.backward.constants)
+            self.poisons.joint = kernel.backward.joint
+            self.poisons.carries = kernel.backward.carries
             poisoned = self._gradients(self.poisons, example, arguments, wrt)(cotangents)
             # Not the same bits: what is overwritten in between is not fused with what follows.
             self._agree(example, expected, poisoned, "with NaN in dead elements ")
