@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -152,7 +153,13 @@ class Kernel:
             or (self.autocast and _autocasts())
         ):
             return self.operator(args, kwargs)
-        return self.run(args, kwargs, self._looked_at)
+        try:
+            return self.run(args, kwargs, self._looked_at)
+        except TkError as refusal:
+            # It names the author's line; thirty frames of the compiler above it help nobody else.
+            if os.environ.get("TKPY_TRACEBACK") == "full":
+                raise
+            raise refusal.with_traceback(None) from refusal.__cause__
 
     def _looked_at(self, args: tuple, kwargs: dict[str, object]) -> bool:
         """Whether a call is for the operator: autograd records it, or a tensor is no plain one."""

@@ -162,6 +162,19 @@ def test_refused_with_place_operands_and_fix(tmp_path, name):
     assert "Traceback" not in message
 
 
+@pytest.mark.parametrize("name", ["of the kernel", "of the call"])
+def test_the_traceback_is_the_authors(tmp_path, monkeypatch, name):
+    kernel, _, _ = compile_body(tmp_path, "trace", GRID + X + "    b = a @ a\n" + STORE)
+    args = (torch.zeros(40, 64), torch.zeros(64, 40), 1.0)[: 3 if name == "of the kernel" else 2]
+    with pytest.raises(tk.TkError) as e:
+        kernel(*args)
+    assert len(e.traceback) == 2  # this line, and the kernel's call
+    monkeypatch.setenv("TKPY_TRACEBACK", "full")
+    with pytest.raises(tk.TkError) as e:
+        kernel(*args)
+    assert len(e.traceback) > 2
+
+
 def test_the_same_body_without_the_mistake_compiles(tmp_path):
     kernel, _, _ = compile_body(tmp_path, "right", GRID + X + STORE)
     x = torch.randn(40, 64)
