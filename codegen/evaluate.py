@@ -7,14 +7,15 @@ what a kernel computes without rounding. One program of the grid runs after the 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import sympy
 
-from codegen.expr import Boolean, Expr, Symbol
+from codegen.expr import Boolean, Expr, Symbol, symbols_of, text
 from codegen.ir import Axis, DType, Function, Op, Region, Type, Value, bool_
 from codegen.ops import TABLE
 from codegen.ops.elementwise import integers
@@ -51,6 +52,14 @@ def evaluate(
         _Program(fn, dict(tensors), dict(scalars), {**sizes, **program}).region(fn.body)
 
 
+@functools.lru_cache(1 << 12)
+def _compiled(e: Expr | Boolean) -> tuple[Callable[..., int | bool], tuple[Symbol, ...]]:
+    """``e`` as a function of its symbols, and these in order: sympy would substitute slowly."""
+    needed = tuple(sorted(symbols_of(e), key=lambda s: s.name))
+    names = {s: f"s{k}" for k, s in enumerate(needed)}
+    return eval(f"lambda {', '.join(names.values())}: {text(e, names.__getitem__)}"), needed
+
+
 @dataclass
 class _Program:
     fn: Function
@@ -60,10 +69,14 @@ class _Program:
     values: dict[Value, object] = field(default_factory=dict)
 
     def number(self, e: Expr | int) -> int:
-        return int(sympy.sympify(e).subs(self.symbols))
+        return e if isinstance(e, int) else int(self._at(e))
 
     def truth(self, e: Boolean) -> bool:
-        return bool(sympy.sympify(e).subs(self.symbols))
+        return e if isinstance(e, bool) else bool(self._at(e))
+
+    def _at(self, e: Expr | Boolean) -> int | bool:
+        function, needed = _compiled(e)
+        return function(*[self.symbols[s] for s in needed])
 
     def extent(self, axis: Axis) -> tuple[int, ...]:
         return tuple(

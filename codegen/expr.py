@@ -33,6 +33,7 @@ __all__ = [
     "parse",
     "spelled",
     "sym",
+    "symbols_of",
     "text",
 ]
 
@@ -41,6 +42,12 @@ __all__ = [
 def spelled(expr: object) -> str:
     """``str(expr)``, remembered: expressions are sorted by it, and sympy spells slowly."""
     return str(expr)
+
+
+@functools.lru_cache(1 << 14)
+def symbols_of(expr: Expr | Boolean) -> frozenset[Symbol]:
+    """``expr.free_symbols``, remembered: passes ask for them again and again."""
+    return frozenset(expr.free_symbols)
 
 
 def sym(name: str) -> Symbol:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from codegen.expr import (
     Min,
     Symbol,
     exact_quotient,
+    symbols_of,
 )
 
 #: A proof takes few steps or is not found: the search for one is cut off here.
@@ -51,7 +53,7 @@ class Facts:
     def nonnegative(self, expr: Expr | int) -> bool:
         """True only if ``expr >= 0`` is proved for all values the facts allow."""
         expr = sympy.sympify(expr)
-        expr = sympy.expand(expr.subs(self.equal) if self.equal else expr)
+        expr = self._expanded(expr)
         if expr.is_Integer:
             return int(expr) >= 0
         # Passes ask again what others asked, and so do the next variants of the kernel.
@@ -62,6 +64,11 @@ class Facts:
                 _ANSWERS.clear()
             answer = _ANSWERS[slot] = self._search(expr)
         return answer
+
+    def _expanded(self, expr: Expr) -> Expr:
+        if self.equal and not symbols_of(expr).isdisjoint(self.equal):
+            expr = expr.subs(self.equal)
+        return _expand(expr)
 
     def _search(self, expr: Expr) -> bool:
         # Most questions have the answer no, and a few values of the symbols tell it at once.
@@ -124,7 +131,7 @@ class Facts:
         if all(self._term_nonnegative(t) for t in sympy.Add.make_args(expr)):
             return True
         for candidate in self._weaker(expr):
-            candidate = sympy.expand(candidate.subs(self.equal) if self.equal else candidate)
+            candidate = self._expanded(candidate)
             if not self._refuted(candidate) and self._prove(candidate, depth - 1):
                 return True
         self._failed[expr] = depth
@@ -179,7 +186,7 @@ class Facts:
             sign = self._sign(slope)
             bound = low if sign > 0 else high if sign < 0 else None
             if bound is not None:
-                yield expr.subs(symbol, bound)
+                yield expr.xreplace({symbol: bound})
                 return  # ranges are triangular: the innermost symbol goes first, always
 
     def _monotone(self, expr: Expr, quotients: list[Expr]) -> Iterable[Expr]:
@@ -241,6 +248,11 @@ class Facts:
         if all(self._term_nonnegative(-t) for t in sympy.Add.make_args(expr)):
             return -1
         return 0
+
+
+@functools.lru_cache(1 << 13)
+def _expand(expr: Expr) -> Expr:
+    return sympy.expand(expr)
 
 
 def _slope(expr: Expr, symbol: Symbol) -> Expr | None:

@@ -82,9 +82,9 @@ def launcher(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) ->
     of_stride: dict[str, str] = {}
     for p in tensors:
         for d in range(len(p.dims)) if p.name in strides else ():
-            name, stride = stride_name(p, d), f"{strides[p.name]}[{d}]"
-            of_stride.setdefault(name, stride)
-            of_stride.setdefault(aligned_name(name), f"{stride} // {ALIGNMENT}")
+            name, place = stride_name(p, d), f"{strides[p.name]}[{d}]"
+            of_stride.setdefault(name, place)
+            of_stride.setdefault(aligned_name(name), f"{place} // {ALIGNMENT}")
     for name in emitted.arguments:
         stride = of_stride.get(name)
         size = next((s.name for s in fn.dims if name == aligned_name(s.name)), None)

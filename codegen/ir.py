@@ -16,7 +16,7 @@ from typing import Any
 
 import sympy
 
-from codegen.expr import Boolean, Expr, Max, Min, Symbol, as_int, spelled, text
+from codegen.expr import Boolean, Expr, Max, Min, Symbol, as_int, spelled, symbols_of, text
 from codegen.facts import Facts
 from codegen.schedule import Schedule
 
@@ -233,8 +233,12 @@ class Type:
             return f"{where} of {sides} {self.dtype}"
         return f"{sides} {self.dtype}"
 
-    def free_symbols(self) -> set[Symbol]:
-        return {s for a in self.axes for f in a.factors for b in f.bounds for s in b.free_symbols}
+    def free_symbols(self) -> frozenset[Symbol]:
+        return self._symbols
+
+    @functools.cached_property
+    def _symbols(self) -> frozenset[Symbol]:
+        return frozenset().union(*map(_symbols_in, self.axes))
 
     def __str__(self) -> str:
         if not self.axes:
@@ -300,17 +304,17 @@ class Op:
         return self.results[0]
 
     def attr_symbols(self) -> set[Symbol]:
-        return {s for v in self.attrs.values() for s in _symbols_in(v)}
+        return set().union(*map(_symbols_in, self.attrs.values()))
 
 
-def _symbols_in(value: object) -> set[Symbol]:
+def _symbols_in(value: object) -> frozenset[Symbol]:
     if isinstance(value, Expr | Boolean):
-        return value.free_symbols
+        return symbols_of(value)
     if isinstance(value, tuple | list):
-        return {s for v in value for s in _symbols_in(v)}
+        return frozenset().union(*map(_symbols_in, value))
     if isinstance(value, Axis):
-        return {s for f in value.factors for b in f.bounds for s in b.free_symbols}
-    return set()
+        return frozenset().union(*(symbols_of(b) for f in value.factors for b in f.bounds))
+    return frozenset()
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codegen.expr import Boolean, Expr, spelled
 from codegen.ir import Function, Op, Region, Value
 from codegen.ops import TABLE
 from codegen.rewrite import replace_uses
@@ -41,5 +42,11 @@ def _key(fn: Function, op: Op) -> object | None:
     if op.kind in ("load", "gather_rows") and fn.param(op.attrs["param"]).role != "in":
         return None  # a store in between may have changed it
     # True == 1 == 1.0 in Python, so an attribute is told apart by its type as well.
-    attrs = tuple(sorted((k, type(v).__name__, str(v)) for k, v in op.attrs.items()))
+    attrs = tuple(sorted((k, type(v).__name__, _spelled(v)) for k, v in op.attrs.items()))
     return (op.kind, tuple(map(id, op.operands)), attrs, op.result.type)
+
+
+def _spelled(value: object) -> object:
+    if isinstance(value, tuple | list):
+        return tuple(map(_spelled, value))
+    return spelled(value) if isinstance(value, Expr | Boolean) else repr(value)
