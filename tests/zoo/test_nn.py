@@ -130,6 +130,18 @@ def test_rotary_depends_on_distances_only():
     assert not turn.state_dict()
 
 
+def test_positions_one_by_one_make_few_tables():
+    """Time for a token must not grow with its position."""
+    turn, made_at = znn.RotaryEmbedding(8), {}
+    for n in range(10, 400):
+        tables = turn.tables(n, torch.device("cpu"))
+        assert all(len(t) >= n for t in tables)
+        made_at[id(tables[0])] = tables
+    assert len(made_at) <= 7
+    want = znn.RotaryEmbedding(8).tables(399, torch.device("cpu"))
+    assert all(torch.equal(a[:399], b) for a, b in zip(tables, want, strict=True))
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_taylor_linear_attention_goes_on():

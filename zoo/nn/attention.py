@@ -23,12 +23,15 @@ class RotaryEmbedding(nn.Module):
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def tables(self, length: int, device) -> tuple[Tensor, Tensor]:
-        """cos and sin [at least ``length``, dim / 2] of every position, fp32."""
-        if (
-            self._tables is None
-            or len(self._tables[0]) < length
-            or self._tables[0].device != device
-        ):
+        """cos and sin [at least ``length``, dim / 2] of every position, fp32.
+
+        They are remembered, and twice as many made when they do not suffice, so that positions
+        that come one by one cost no more than as many at once.
+        """
+        known = self._tables
+        if known is None or len(known[0]) < length or known[0].device != device:
+            if known is not None and len(known[0]) < length:
+                length = max(length, 2 * len(known[0]))
             # In fp64: at position 100,000 an angle in fp32 is off by a hundredth.
             powers = torch.arange(0, self.dim, 2, device=device, dtype=torch.float64) / self.dim
             angle = torch.arange(max(length, 1), device=device)[:, None] * self.base**-powers
