@@ -150,9 +150,10 @@ class Kernel:
             or _modes()
             or _transforms() is not None
             or forward_ad._current_level >= 0
-            or (self.autocast and _autocasts())
         ):
             return self.operator(args, kwargs)
+        if self.autocast and _autocasts():
+            args, kwargs = self.operator.cast(args, kwargs)
         try:
             return self.run(args, kwargs, self._looked_at)
         except TkError as refusal:

@@ -96,3 +96,38 @@ def test_terms_of_complex_intermediates():
     values = [torch.view_as_real(t.to(torch.complex128)).contiguous() for t in (a, b)]
     (terms,) = conditioning(fn, values, fn(values), seed=0)
     assert fn(values)[0].abs().max() == 0 and 10 < terms.max() < 500
+
+
+@tk.kernel
+def rounded(x: tk.Global["N D"], w: tk.Global["N D"], y: tk.Out["N D"], far: tk.Out["N D"]):
+    """Whole numbers, whose gradient goes straight through by agreement."""
+    i = tk.grid(tk.cdiv("N", 16))
+    a = tk.load(x, (i, 0), (16, "D"), dtype=tk.f32)
+    tk.store(y, tk.round(a) * tk.load(w, (i, 0), (16, "D"), dtype=tk.f32), (i, 0))
+    tk.store(far, a, (i, 0))
+
+
+@rounded.reference(sizes={"N": (1, 20), "D": (1, 20)}, kinds=("normal",))
+def rounded_meaning(x, w):
+    return (x + (x.round() - x).detach()) * w, x.detach()
+
+
+def straight(arguments, outputs, cotangents, needs):
+    x, w, g = arguments["x"], arguments["w"], cotangents["y"]
+    return {"x": g.float() * w.float(), "w": g.float() * x.float().round()}
+
+
+@pytest.mark.slow
+def test_an_attached_backward_is_checked_as_it_is_called(monkeypatch):
+    """Against the reference's own gradient, which is no derivative of what the kernel computes."""
+    options = {"examples": 6, "backward": True, "dtypes": [torch.float32]}
+    assert not check(rounded, **options).ok  # the derived one is zero where rounding is
+    rounded.attach_backward(straight, through=["y"])
+    try:
+        check(rounded, **options).raise_if_failed()
+        rounded.attach_backward(
+            lambda *a: {n: g * 1.01 for n, g in straight(*a).items()}, through=["y"]
+        )
+        assert "the gradient of" in check(rounded, **options).failure
+    finally:
+        rounded.attached = None

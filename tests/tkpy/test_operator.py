@@ -298,6 +298,35 @@ def test_kernels_of_one_name_have_operators_of_their_own():
     assert torch.equal(first.op(x), x * 2) and torch.equal(second.op(x), x * 3)
 
 
+@tk.kernel
+def halved_backward(x: tk.Global["N"], y: tk.Out["N"]):
+    """Called as the backward of ``halved`` is."""
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.load(x, i, 16) * 0.25, i)
+
+
+@tk.kernel
+def halved(x: tk.Global["N"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.load(x, i, 16) * 0.5, i)
+
+
+@tk.kernel
+def halved_(x: tk.Global["N"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    tk.store(y, tk.load(x, i, 16) * 0.125, i)
+
+
+def test_kernels_that_are_called_as_operators_of_others():
+    """Whichever is used first, none takes the name of another's."""
+    x = randn(20, grad=True)
+    for kernel, factor in ((halved_, 0.125), (halved, 0.5), (halved_backward, 0.25)):
+        y = kernel.op(x)
+        assert torch.equal(y, x * factor)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.full((20,), factor))
+    assert halved.op._schema.name == "tkpy::test_operator_halved"
+
+
 def test_defaults_that_schemas_have_no_word_for():
     @tk.kernel
     def odd(

@@ -220,3 +220,31 @@ def test_partial_sums_are_added():
     assert any(r.parts for p in plans for r in p.results)
     want = torch.nn.functional.rms_norm(x, (48,), w, 1e-5)
     torch.testing.assert_close(gradients(y, x, w), gradients(want, x, w), rtol=1e-4, atol=1e-4)
+
+
+@tk.kernel(autocast=True)
+def products(x: tk.Global["N D"], w: tk.Global["D E"], y: tk.Out["N E"]):
+    """A product, whose operands autocast casts."""
+    i = tk.grid(tk.cdiv("N", 16))
+    a, b = tk.load(x, (i, 0), (16, "D")), tk.load(w, (0, 0), ("D", "E"))
+    tk.store(y, tk.mm_AB(a, b), (i, 0))
+
+
+def test_autocast_is_recalled(asked):
+    """As without autocast, on operands that were cast; gradients have the leaves' types."""
+    torch.manual_seed(0)
+    x, w = torch.randn(6, 20, requires_grad=True), torch.randn(20, 9, requires_grad=True)
+    seen = []
+    for _ in range(4):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = products(x, w)
+            assert y.dtype == torch.bfloat16
+        seen.append((len(asked), gradients(y, x, w)))
+        found = gradients(products(x, w), x, w)
+        seen.append((len(asked), found))
+    assert [n for n, _ in seen] == [1, 2, 3, 4, 4, 4, 4, 4]  # two calls of either likeness
+    low = gradients(products(x.to(torch.bfloat16), w.to(torch.bfloat16)), x, w)
+    for k, (_, found) in enumerate(seen):
+        assert all(g.dtype == torch.float32 for g in found)
+        assert same(found, seen[1][1] if k % 2 else low)
+    assert isinstance(list(products._replay.plans.values())[-1], Recall)

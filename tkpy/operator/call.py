@@ -153,6 +153,13 @@ class Operator:
             self.kernel.binder.collect(args, kwargs)  # says it better
         raise CallError(f"{self.kernel.name}: {reason}; it takes {', '.join(self.parameters)}")
 
+    def cast(self, args: tuple, kwargs: dict[str, object]) -> tuple[tuple, dict[str, object]]:
+        """The arguments of a call as they are under autocast."""
+        given, named = dict(zip(self.positional, args, strict=False)), dict(kwargs)
+        self._cast(given)
+        self._cast(named)
+        return (*given.values(), *args[len(given) :]), named
+
     def _cast(self, given: dict) -> None:
         """As autocast does with the operands of ``torch.matmul``."""
         for n in self.open:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 
 NAMESPACE = "tkpy"
+#: What ends the names of the operators that belong to a kernel's own.
+DERIVED = ("_", "_backward", "_keeping")
 _taken: set[str] = set()
 
 
@@ -16,13 +18,16 @@ def claim(fn: Callable) -> str:
 
     The second kernel of one module and name, from a factory or a cell of a notebook that ran
     again, is told from the first by a hash of its source and of the variables that it closes
-    over. The order in which kernels are used decides no name, because compilers that cache their
-    results on disk know operators by name.
+    over; so is one whose name ends as those of other kernels' operators do. The order in which
+    kernels are used decides no name, because compilers that cache their results on disk know
+    operators by name.
     """
     module = "main" if fn.__module__ == "__main__" else fn.__module__
     base = re.sub(r"\W+", "_", f"{module}_{fn.__qualname__}".replace("<locals>.", ""))
     name = base
-    if name in _taken:
+    if name in _taken or base.endswith(
+        DERIVED
+    ):  # ``x_backward`` is what x's own backward is called
         name = f"{base}_{_digest(fn)}"
     number = 1
     while name in _taken:

@@ -1,4 +1,7 @@
-"""The derived backward of a kernel against autograd of its reference.
+"""The backward of a kernel against autograd of its reference.
+
+The derived one; where one is attached, that: it need not be a derivative of what the kernel
+computes. What it is to be the reference says, with ``detach`` where values and gradients part.
 
     |gradient - autograd| <= (c eps(f32) + roundings eps(operands) / 2) terms + half an ulp
 
@@ -60,10 +63,17 @@ class BackwardRunner(Runner):
         call = kernel.binder.bind((), dict(arguments))
         wrt = kernel.backward.inputs(call)
         given = kernel.backward.outputs(call)
+        attached = kernel.attached
+        if attached is not None and attached.through is not None:
+            given = [n for n in given if n in attached.through]
         if not wrt or not given:
             return
         cotangents = self._cotangents(example, call, given)
-        run = self._gradients(kernel.backward, example, arguments, wrt)
+        run = (
+            self._gradients(kernel.backward, example, arguments, wrt)
+            if attached is None
+            else self._attached(example, arguments, wrt, call)
+        )
         got, again = run(cotangents), run(cotangents)
         for n in wrt:
             if not same_bits(got[n], again[n]):
@@ -71,7 +81,7 @@ class BackwardRunner(Runner):
         expected = self._answer(example, cotangents, wrt)
         self._agree(example, expected, got)
         self._linear(example, expected, cotangents, got, run)
-        if example.setting.poison:
+        if example.setting.poison and attached is None:
             self.poisons = self.poisons or Poisoned(kernel, kernel.backward.constants)
             self.poisons.joint = kernel.backward.joint
             self.poisons.carries = kernel.backward.carries
@@ -119,6 +129,37 @@ class BackwardRunner(Runner):
                 return backward.gradients(arguments, outs, saved, cts, wrt)
             except Exception as e:
                 raise self._fail(example, f"{type(e).__name__}: {e}") from e
+
+        return run
+
+    def _attached(self, example, arguments, wrt, call) -> Callable:
+        """As ``_gradients``, of a backward written by hand, through autograd as its callers."""
+        leaves = {n: arguments[n].detach().requires_grad_() for n in wrt}
+        try:
+            with torch.enable_grad():
+                outs = self.plan.kernel(**{**arguments, **leaves})
+        except Exception as e:
+            raise self._fail(example, f"{type(e).__name__}: {e}") from e
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        self.overflowed = any(_inexact(o) and not bool(o.isfinite().all()) for o in outs)
+        made = {p.name: o for p, o in zip(call.wanted, outs, strict=True) if o.requires_grad}
+
+        def run(cotangents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            names = [n for n in made if n in cotangents]
+            try:
+                found = torch.autograd.grad(
+                    [made[n] for n in names],
+                    list(leaves.values()),
+                    [cotangents[n] for n in names],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+            except Exception as e:
+                raise self._fail(example, f"{type(e).__name__}: {e}") from e
+            return {
+                n: torch.zeros_like(leaves[n]) if g is None else g
+                for n, g in zip(wrt, found, strict=True)
+            }
 
         return run
 
