@@ -88,6 +88,19 @@ class Compiled:
     programs: tuple[Program, ...]
     launches: tuple[Callable[..., None], ...]  # of the forward, then of the programs
 
+    @functools.cached_property
+    def done(self) -> list[list[str]]:
+        """For each of the programs the scratch memory that no later one reads."""
+        last = {
+            t.name: k
+            for k, p in enumerate(self.programs)
+            for t in p.tensors
+            if t.role != "in" and not t.name.startswith("d_")
+        }
+        for k, p in enumerate(self.programs):
+            last.update({t.name: k for t in p.tensors if t.name in last})
+        return [[n for n, at in last.items() if at == k] for k in range(len(self.programs))]
+
 
 class Backward:
     """The derived backward of one kernel.
@@ -226,11 +239,16 @@ class Backward:
             if p.name in possible:
                 values[f"d_{p.name}"] = self._cotangent(p.name, out, g)
         values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
-        for program, launch in zip(compiled.programs, compiled.launches[1:], strict=True):
+        done = compiled.done
+        for k, (program, launch) in enumerate(
+            zip(compiled.programs, compiled.launches[1:], strict=True)
+        ):
             for t in program.tensors:
                 if t.name not in values:
                     values[t.name] = t.make(call.sizes, call.device)
             self._run(program, launch, values, call)
+            for n in done[k]:
+                del values[n]
         made = {t.name: t for program in compiled.programs for t in program.tensors}
         return {n: self._result(n, values, made, call) for n in wrt}
 
@@ -249,7 +267,7 @@ class Backward:
         like = call.tensors[name]
         if f"d_{name}" not in made:  # nothing that has a cotangent depends on it
             return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-        g, parts = values[f"d_{name}"], made[f"d_{name}"].parts
+        g, parts = values.pop(f"d_{name}"), made[f"d_{name}"].parts
         if parts:
             g = g.sum(tuple(range(parts)))
         return g.to(like.dtype)

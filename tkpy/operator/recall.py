@@ -29,11 +29,13 @@ _Make = tuple[str, Callable[..., torch.Tensor], list[int], torch.dtype]
 
 @dataclass(slots=True)
 class Step:
-    """One program of a backward: what is allocated for it, and its arguments in order."""
+    """One program of a backward: what is allocated for it, its arguments in order, and what of
+    all that was allocated nobody reads any more."""
 
     made: list[_Make]
     launch: Callable[..., None]
     arguments: list[str]
+    done: list[str]
 
 
 @dataclass(slots=True)
@@ -90,13 +92,16 @@ class Recall:
             for name, make, shape, dtype in step.made:
                 values[name] = make(shape, dtype, device)
             step.launch(*[values[n] for n in step.arguments])
+            for name in step.done:
+                del values[name]
         found = {}
         for r in self.results:
             name, make, shape, dtype = r.like
             if r.parts is None:  # nothing that has a cotangent depends on it
                 found[r.name] = make(shape, dtype, device)
             else:
-                g = values[name].sum(tuple(range(r.parts))) if r.parts else values[name]
+                g = values.pop(name)
+                g = g.sum(tuple(range(r.parts))) if r.parts else g
                 found[r.name] = g if g.dtype is dtype else g.to(dtype)
         return found
 
@@ -206,11 +211,15 @@ def remember(kernel: Kernel, replay: Replay, key: tuple, args: tuple, kwargs: di
     known = {*inputs, *outputs, *(n for n, *_ in saved), *(n for n, *_ in cotangents)}
     steps: list[Step] = []
     made: dict[str, Tensor] = {}
-    for program, launch in zip(compiled.programs, compiled.launches[1:], strict=True):
+    for program, launch, done in zip(
+        compiled.programs, compiled.launches[1:], compiled.done, strict=True
+    ):
         new = [(t.name, *t.how(call.sizes)) for t in program.tensors if t.name not in known]
         known |= {n for n, *_ in new}
         made |= {t.name: t for t in program.tensors}
-        steps.append(Step(new, launch, [*(t.name for t in program.tensors), *program.scalars]))
+        steps.append(
+            Step(new, launch, [*(t.name for t in program.tensors), *program.scalars], done)
+        )
     kept = [n for n in outputs if n in read] + [n for n, *_ in saved]
     layouts = {n: call.tensors[n] for n in (*inputs, *outputs)}
     likes = [_like(layouts[n]) for n in inputs]
