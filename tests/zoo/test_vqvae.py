@@ -14,6 +14,8 @@ pytest.importorskip("sklearn")
 
 TINY = Config(hidden=(8, 16), dim=9, codes=32)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def trained(model, steps, seed=0, batch=16, lr=2e-3):
     """Losses of a short training; the same draws for the same seed."""
