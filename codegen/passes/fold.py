@@ -1,4 +1,8 @@
-"""Folding: arithmetic on literals, identities that hold for every float, doubled structure."""
+"""Folding: arithmetic on literals, identities that hold for every float, doubled structure, signs.
+
+A sign moves from an operand, which would be a tile of its own, to the operation that reads it: the
+conjugate of a matrix then needs no second matrix.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +39,13 @@ def _visit(fn: Function, region: Region) -> None:
             mapping[op.result] = same
             if op.result.hint and not same.hint:
                 same.hint = op.result.hint
+            continue
+        signed = _signs(fn, op)
+        if signed and signed[-1].result.type == op.result.type:
+            signed[-1].result.hint = op.result.hint
+            mapping[op.result] = signed[-1].result
+            signed[-1].hook = op.hook
+            out += signed
             continue
         out.append(op)
     region.ops = out
@@ -99,8 +110,60 @@ def _identity(op: Op) -> Value | None:
         return values[0]
     if op.kind == "transpose" and values[0].op is not None and values[0].op.kind == "transpose":
         return values[0].op.operands[0]
+    if op.kind == "neg" and (inner := _negated(values[0])) is not None:
+        return inner
     if op.kind == "sub" and values[0].type.rank and _positive_zero(_number(values[1])):
         return values[0]
     if op.kind == "fill_dead" and values[0].type.full:
         return values[0]
     return None
+
+
+def _negated(value: Value) -> Value | None:
+    """The float x of a value that is -x."""
+    op = value.op
+    if op is not None and op.kind == "neg" and value.type.dtype.is_float:
+        return op.operands[0]
+    return None
+
+
+#: a + -b is a - b, and the reverse, bit for bit.
+_OTHER = {"add": "sub", "sub": "add"}
+
+
+def _signs(fn: Function, op: Op) -> list[Op]:
+    """What takes the place of ``op`` with fewer signs among its operands; the last is its result.
+
+    -a @ -b is a @ b, x - -y is x + y, x - y * -z is x + y * z, x * -y + z is z - x * y, exactly.
+    """
+    values = op.operands
+    if op.kind == "mma":
+        left, right = _negated(values[0]), _negated(values[1])
+        if left is not None and right is not None:
+            return [build(fn, "mma", [left, right, *values[2:]], op.attrs, loc=op.loc)]
+    if op.kind in _OTHER:
+        last = _positive(fn, values[1])
+        if last:
+            new = build(fn, _OTHER[op.kind], [values[0], last[0]], op.attrs, loc=op.loc)
+            return [*last[1:], new]
+        first = _positive(fn, values[0]) if op.kind == "add" else ()
+        if first:
+            return [*first[1:], build(fn, "sub", [values[1], first[0]], op.attrs, loc=op.loc)]
+    return []
+
+
+def _positive(fn: Function, value: Value) -> tuple:
+    """x for a value of -x, or for one of y * -z the product y * z and the operation that it is."""
+    if (x := _negated(value)) is not None:
+        return (x,) if x.type == value.type else ()
+    product = value.op
+    if product is None or product.kind != "mul":
+        return ()
+    for k, v in enumerate(product.operands):
+        if (x := _negated(v)) is not None:
+            factors = list(product.operands)
+            factors[k] = x
+            new = build(fn, "mul", factors, product.attrs, loc=product.loc)
+            new.result.hint, new.hook = product.result.hint, product.hook
+            return (new.result, new) if new.result.type == value.type else ()
+    return ()

@@ -187,3 +187,40 @@ def test_neutral_puts_the_fill_where_it_is_free():
     )
     _, kinds, _ = after(neutralise, *through)
     assert "fill_dead" in kinds
+
+
+def test_fold_moves_signs_to_who_reads_them():
+    z = "tile<32[N - i * 32] x 64, f32>"
+    sides = "tile<32[N - i * 32] x 32[N - i * 32], f32>"
+    product = f'{{ta = false, tb = true, precision = "ieee"}} : {sides}'
+    _, kinds, text = after(
+        fold,
+        load("a"),
+        f"%n = neg(%a) : {z}",
+        f"%s = neg(%n) : {z}",
+        f"%b = sub(%s, %n) : {z}",
+        f"%m = mul(%b, %n) : {z}",
+        f"%c = sub(%b, %m) : {z}",
+        f"%d = add(%m, %c) : {z}",
+        f"%e = add(%d, %n) : {z}",
+        f"%p = mma(%n, %n) {product}",
+        store("e"),
+    )
+    assert kinds.count("neg") == 1 and "%s" not in text  # drop_dead takes %n
+    said = [line.split(" :")[0].strip() for line in text.splitlines()]
+    at = {line.split(" = ")[0]: line.split(" = ")[1] for line in said if " = " in line}
+    assert (at["%b"], at["%e"]) == ("add(%a, %a)", "sub(%d, %a)")
+    products = [n for n, what in at.items() if what == "mul(%b, %a)"]
+    assert at["%c"] in [f"add(%b, {n})" for n in products]
+    assert at["%d"] in [f"sub(%c, {n})" for n in products]
+    assert at["%p"].startswith("mma(%a, %a)")
+    # A single sign of a product stays, and who reads a value that is not negated.
+    _, kinds, text = after(
+        fold,
+        load("a"),
+        f"%n = neg(%a) : {z}",
+        f"%p = mma(%n, %a) {product}",
+        f"%d = sub(%n, %a) : {z}",
+        store("d"),
+    )
+    assert "mma(%n, %a)" in text and "sub(%n, %a)" in text
