@@ -23,6 +23,7 @@ from tkpy.carries import Choice, checked, choose, facts, rates
 from tkpy.errors import CallError, NeedStatic
 from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Differentiated, VariantKey, differentiate
+from tkpy.sides import Sides, open_sides
 from tkpy.signature import TORCH_NAMES, TensorSpec
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Backward:
     Attributes:
         constants: compile-time constants that it is derived with instead of those of the call,
             such as tile sizes of its own.
+        gpu: defaults of those that a call leaves open on a GPU, by dtype.
         joint: gradients that share a loop nest come out of one program; None lets the device
             decide: yes on a CPU, no where many programs are wanted.
         carries: of loops that are replayed backwards. "saved" keeps every iteration's, "replayed"
@@ -115,9 +117,15 @@ class Backward:
             one in so many. None decides by what each costs, and by memory.
     """
 
-    def __init__(self, kernel: Kernel, constants: Mapping[str, object] | None = None):
+    def __init__(
+        self,
+        kernel: Kernel,
+        constants: Mapping[str, object] | None = None,
+        gpu: Sides | None = None,
+    ):
         self.kernel = kernel
         self.constants = dict(constants or {})
+        self.gpu = dict(gpu or {})
         self.joint: bool | None = None
         self._carries: int | str | None = None
         self._compiled: dict[tuple, Compiled] = {}
@@ -187,7 +195,7 @@ class Backward:
         decides what is kept: of a dimension that is a tile's side.
         """
         call = self.kernel.binder.bind_without_data(dict(arguments))
-        call = replace(call, constants={**call.constants, **self._own(call)})
+        call = self._with_own(call)
         how = (tuple(sorted(needs)), tuple(self.outputs(call)), deterministic)
         while True:
             key = self.kernel.key_without_data(call)
@@ -282,7 +290,7 @@ class Backward:
         self, call: Call, wrt: tuple[str, ...], given: tuple[str, ...], deterministic: bool = True
     ) -> tuple[Compiled, Call]:
         """The compiled backward of ``call``, and the call with this backward's constants."""
-        call = replace(call, constants={**call.constants, **self._own(call)})
+        call = self._with_own(call)
         while True:
             key = self._key(call)
             how: tuple = (wrt, given, deterministic, self._joint(call.device))
@@ -295,15 +303,20 @@ class Backward:
             except NeedStatic as need:
                 self.kernel._widen(key, need)
 
-    def _own(self, call: Call) -> dict[str, object]:
-        return {n: v for n, v in self.constants.items() if n in call.constants}
+    def _with_own(self, call: Call) -> Call:
+        """``call`` with the constants of this backward."""
+        own = open_sides(self.gpu, call)
+        own |= {n: v for n, v in self.constants.items() if n in call.constants}
+        return replace(
+            call, constants={**call.constants, **own}, left_open=call.left_open - set(own)
+        )
 
     def _key(self, call: Call) -> VariantKey:
         return replace(self.kernel.key_of(call), described=False)
 
     def key_of(self, call: Call) -> VariantKey:
         """The variant of the kernel that the backward of ``call`` is derived from."""
-        return self._key(replace(call, constants={**call.constants, **self._own(call)}))
+        return self._key(self._with_own(call))
 
     def _joint(self, device: torch.device) -> bool:
         """A CPU has few processors and keeps partial sums in its caches."""

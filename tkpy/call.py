@@ -47,6 +47,7 @@ class Call:
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of the outputs wanted
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     machine: str = ""  # the GPU that is compiled for, where it is not the device itself
+    left_open: set[str] = field(default_factory=set)  # constants that have their defaults
 
     @property
     def unit(self) -> bool:
@@ -298,6 +299,7 @@ class Binder:
             if p.default is REQUIRED:
                 raise self._missing(p)
             value = p.default
+            call.left_open.add(p.name)
         if value is None and (spec.optional or p.default is None):
             call.constants[p.name] = None
             return

@@ -20,6 +20,7 @@ from tkpy.lower import Lowered, VariantKey, find_static, lower
 from tkpy.operator import Formula, Operator
 from tkpy.operator.recall import remember
 from tkpy.replay import Replay
+from tkpy.sides import Sides, marked, open_sides, sides_of
 from tkpy.signature import TORCH_NAMES, DType, Signature, TensorSpec, read_signature
 from tkpy.store import VariantStore
 from tkpy.template.knobs import Template
@@ -50,6 +51,7 @@ class Kernel:
         num_warps, num_stages: how Triton launches it on a GPU.
         template: the knobs of ``tk.lcf`` or ``tk.lcsf``, or None.
         autocast: whether its operands are cast under autocast, as those of ``torch.matmul`` are.
+        gpu: defaults of constants on a GPU, by dtype, where they differ from the signature's.
         reference_fn: what ``@kernel.reference`` registered, or None.
         attached: the backward that ``@kernel.attach_backward`` registered, or None.
     """
@@ -62,11 +64,16 @@ class Kernel:
         num_stages: int = 3,
         template: Template | None = None,
         autocast: bool = False,
+        gpu: Sides | None = None,
+        gpu_backward: Sides | None = None,
     ):
         functools.update_wrapper(self, fn)
         self.fn, self.name = fn, fn.__name__
         self.where = where
         self.signature: Signature = read_signature(fn, where)
+        self.gpu = sides_of(self.signature, "gpu", gpu)
+        own = sides_of(self.signature, "gpu_backward", gpu_backward)
+        self.signature = marked(self.signature, self.gpu, own)
         self.num_warps, self.num_stages = num_warps, num_stages
         self.template, self.autocast = template, autocast
         self.reference_fn: Callable | None = None
@@ -80,7 +87,7 @@ class Kernel:
         self._whole: dict = {}
         self._static: dict[tuple, frozenset[str]] = {}
         self._store = VariantStore(self)
-        self.backward = Backward(self)
+        self.backward = Backward(self, gpu={**self.gpu, **own})
 
     def __repr__(self) -> str:
         return f"<tk.kernel {self.name}>"
@@ -261,7 +268,7 @@ class Kernel:
         dtypes = self._dtypes(call)
         key = self.settle(
             VariantKey(
-                tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
+                self._constants(call),
                 tuple(sorted((n, d.name) for n, d in dtypes.items())),
                 frozenset(call.present),
                 (),
@@ -288,7 +295,7 @@ class Kernel:
         sizes = {n: v if isinstance(v, int) else ALIGNMENT for n, v in call.sizes.items()}
         key = self.settle(
             VariantKey(
-                tuple((p.name, call.constants[p.name]) for p in self.signature.constants),
+                self._constants(call),
                 tuple(sorted((n, d.name) for n, d in dtypes.items())),
                 frozenset(call.present),
                 (),
@@ -301,6 +308,11 @@ class Kernel:
             sizes,
         )
         return key if all(isinstance(call.sizes[n], int) for n, _ in key.static) else None
+
+    def _constants(self, call: Call) -> tuple[tuple[str, object], ...]:
+        """The constants in the signature's order; on a GPU its own defaults of those left open."""
+        values = call.constants | open_sides(self.gpu, call)
+        return tuple((p.name, values[p.name]) for p in self.signature.constants)
 
     def _dtypes(self, call: Call) -> dict[str, DType]:
         """The element type of every tensor of ``call``."""
@@ -399,6 +411,8 @@ def kernel(
     num_warps: int = 4,
     num_stages: int = 3,
     autocast: bool = False,
+    gpu: Sides | None = None,
+    gpu_backward: Sides | None = None,
 ):
     """Decorator: compiles a function written in tiles into a kernel.
 
@@ -409,11 +423,17 @@ def kernel(
         num_stages: depth of Triton's software pipeline on a GPU.
         autocast: under ``torch.autocast`` inputs whose type the signature leaves open are cast, as
             those of ``torch.matmul`` are. Without it the kernel computes in the types it is given.
+        gpu: defaults of constants on a GPU where they differ, by the dtype of the call's tensors:
+            ``{"f32": {"chunk": 16}}``. What a CPU's cache holds may be more than registers do.
+        gpu_backward: the same for the derived backward, which else has those of ``gpu``.
 
     Raises:
-        TkError: if the signature is not one (see ``tkpy.signature.read_signature``). The body is
-            compiled at the first call, and raises ``CompileError`` then.
+        TkError: if the signature is not one (see ``tkpy.signature.read_signature``), or if ``gpu``
+            does not fit it (``tkpy.sides.sides_of``). The body is compiled at the first call, and
+            raises ``CompileError`` then.
     """
     if fn is not None:
         return Kernel(fn)
-    return lambda f: Kernel(f, tuple(where), num_warps, num_stages, None, autocast)
+    return lambda f: Kernel(
+        f, tuple(where), num_warps, num_stages, None, autocast, gpu, gpu_backward
+    )

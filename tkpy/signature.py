@@ -136,6 +136,7 @@ class Parameter:
     spec: Any  # a Spec
     default: object = REQUIRED
     keyword_only: bool = False
+    by_device: bool = False  # a GPU has a default of its own
 
 
 @dataclass(frozen=True)

@@ -196,7 +196,7 @@ def _slot(p: Parameter, memory: Iterator[str] | None) -> Slot:
     text = f"{type_}{'?' if optional else ''} {p.name}"
     if p.default is REQUIRED:
         return Slot(p.name, text, REQUIRED, not by_place, p)
-    default = _literal(p.default)
+    default = None if p.by_device else _literal(p.default)
     if default is None or (p.default is None and not optional):
         # PyTorch has no word for it: None stands for "as the signature says".
         return Slot(p.name, f"{type_}? {p.name}=None", None, not by_place, p)
@@ -233,6 +233,8 @@ def arguments(form: Schema, args: tuple, kwargs: Mapping[str, object]) -> dict[s
         elif isinstance(p.spec, TensorSpec) and p.spec.role == "out":
             if value is not None:
                 out[name] = value
+        elif value is None and p.by_device:  # left open
+            continue
         else:  # None may stand for a default that schemas have no word for
             out[name] = p.default if value is None and p.default is not REQUIRED else value
     return out

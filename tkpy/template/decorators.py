@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 from tkpy.errors import TkError
 from tkpy.kernel import Kernel
+from tkpy.sides import Sides
 from tkpy.template.knobs import Template
 
 
-def _decorator(kind: str, fn, where, autocast: bool, knobs: dict) -> Callable:
+def _decorator(kind: str, fn, where, autocast: bool, sides, knobs: dict) -> Callable:
     template = Template(kind, **knobs)
 
     def decorate(f: Callable) -> Kernel:
         warps, stages = template.consumer_warps, template.stages or 3
-        return Kernel(f, tuple(where), warps, stages, template, autocast)
+        return Kernel(f, tuple(where), warps, stages, template, autocast, *sides)
 
     return decorate(fn) if fn is not None else decorate
 
@@ -32,6 +33,8 @@ def lcf(
     super_m: int = 1,
     persistent: bool = True,
     autocast: bool = False,
+    gpu: Sides | None = None,
+    gpu_backward: Sides | None = None,
 ):
     """Decorator: a kernel of load, compute and finish over rings of stages; see ``tk.run``.
 
@@ -45,6 +48,7 @@ def lcf(
         super_m: rows of tasks that are walked together, so that operands stay in L2.
         persistent: as many programs as the device holds walk over the tasks.
         autocast: as for ``tk.kernel``.
+        gpu, gpu_backward: as for ``tk.kernel``.
 
     Raises:
         TkError: for a knob out of its range, and as ``tk.kernel`` does.
@@ -54,7 +58,7 @@ def lcf(
         producer_warps=producer_warps, consumer_groups=consumer_groups, blocks=blocks,
         super_m=super_m, persistent=persistent,
     )  # fmt: skip
-    return _decorator("lcf", fn, where, autocast, knobs)
+    return _decorator("lcf", fn, where, autocast, (gpu, gpu_backward), knobs)
 
 
 def lcsf(
@@ -71,6 +75,8 @@ def lcsf(
     super_m: int = 1,
     persistent: bool = True,
     autocast: bool = False,
+    gpu: Sides | None = None,
+    gpu_backward: Sides | None = None,
 ):
     """Decorator: ``tk.lcf`` that also stores, every iteration, what compute returns.
 
@@ -81,7 +87,7 @@ def lcsf(
         consumer_warps=consumer_warps, producer_warps=producer_warps,
         consumer_groups=consumer_groups, blocks=blocks, super_m=super_m, persistent=persistent,
     )  # fmt: skip
-    return _decorator("lcsf", fn, where, autocast, knobs)
+    return _decorator("lcsf", fn, where, autocast, (gpu, gpu_backward), knobs)
 
 
 def _one(kind: str, stages: int | None, input_stages: int | None) -> int | None:

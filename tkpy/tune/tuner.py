@@ -161,7 +161,10 @@ def with_launch(kernel: Kernel, choice: Choice) -> tuple[Kernel, Choice]:
         return kernel, rest
     key = (id(kernel), warps, stages)
     if key not in _LAUNCHED:
-        made = Kernel(kernel.fn, kernel.where, warps, stages, kernel.template, kernel.autocast)
+        made = Kernel(
+            kernel.fn, kernel.where, warps, stages, kernel.template, kernel.autocast, kernel.gpu
+        )
+        made.backward.gpu = kernel.backward.gpu
         made.attached = kernel.attached
         _LAUNCHED[key] = made
     return _LAUNCHED[key], rest

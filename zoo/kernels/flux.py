@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 import tkpy as tk
 
+EXACT = {"f32": {"rows": 64, "cols": 64, "depth": 16}}  # what registers hold of exact products
+
 
 @tk.function
 def linear(x, weight, i, j, rows, cols, depth, finish):
@@ -21,7 +23,7 @@ def linear(x, weight, i, j, rows, cols, depth, finish):
     tk.run(tk.cdiv("K", depth), setup, load, compute, finish)
 
 
-@tk.lcf(super_m=8, autocast=True)
+@tk.lcf(super_m=8, autocast=True, gpu=EXACT)
 def flux_gelu(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],
@@ -48,7 +50,7 @@ def flux_gelu(
     linear(x, weight, i, j, rows, cols, depth, finish)
 
 
-@tk.lcf(super_m=8, autocast=True)
+@tk.lcf(super_m=8, autocast=True, gpu=EXACT)
 def flux_gate(
     x: tk.Global["M K"],
     weight: tk.Global["N K"],

@@ -7,7 +7,13 @@ import torch.nn.functional as F
 import tkpy as tk
 
 
-@tk.lcf(consumer_warps=8, producer_warps=4, super_m=8, autocast=True)
+@tk.lcf(
+    consumer_warps=8,
+    producer_warps=4,
+    super_m=8,
+    autocast=True,
+    gpu={"f32": {"rows": 64, "cols": 64, "depth": 16}},
+)
 def gemm(
     a: tk.Global["K M if trans_a else M K"],
     b: tk.Global["N K if trans_b else K N"],

@@ -71,9 +71,14 @@ def near(qt, k, v, coord, first, start, window, to_bits, cols, width):
 
 @tk.lcsf(
     where=["G >= 1", "H % G == 0", "N <= M", "window >= 1", "alpha >= 0", "beta > 0"],
-    stages=1,
+    stages=2,
     persistent=False,
     autocast=True,
+    gpu={
+        "bf16": {"rows": 32, "cols": 32},
+        "f16": {"rows": 32, "cols": 32, "width": 32},
+        "f32": {"rows": 16, "cols": 16, "width": 16},
+    },
 )
 def hedgehog(
     q: tk.Global["B H N D"],

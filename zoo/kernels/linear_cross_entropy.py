@@ -14,6 +14,7 @@ LOWEST = torch.finfo(torch.float32).min
     stages=3,
     persistent=False,
     autocast=True,
+    gpu={"f32": {"rows": 64, "cols": 32, "depth": 16}},
 )
 def linear_cross_entropy(
     x: tk.Global["M D"],

@@ -8,7 +8,13 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.lcsf(where=["G >= 1", "H % G == 0", "a <= 0"], stages=2, consumer_groups=2, autocast=True)
+@tk.lcsf(
+    where=["G >= 1", "H % G == 0", "a <= 0"],
+    stages=2,
+    consumer_groups=2,
+    autocast=True,
+    gpu={"f32": {"chunk": 16, "cols": 16}},
+)
 def mamba2(
     x: tk.Global["B H N P"],
     a: tk.Global["B H N", tk.f32],
