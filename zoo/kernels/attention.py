@@ -15,6 +15,7 @@ LOG2E, LN2 = math.log2(math.e), math.log(2)
     consumer_warps=4,
     persistent=False,
     autocast=True,
+    gpu={"f32": {"rows": 32, "cols": 16}},
 )
 def attention(
     q: tk.Global["B H N D"],

@@ -8,7 +8,15 @@ import tkpy as tk
 from zoo.kernels.chunked import advance, begin, end
 
 
-@tk.lcsf(where=["slope >= 0"], stages=2, consumer_warps=8, persistent=False, autocast=True)
+@tk.lcsf(
+    where=["slope >= 0"],
+    stages=2,
+    consumer_warps=8,
+    persistent=False,
+    autocast=True,
+    gpu={"f32": {"chunk": 16, "cols": 16}},
+    gpu_backward=dict.fromkeys(("bf16", "f16"), {"chunk": 16, "cols": 32}),
+)
 def linear_attention(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],
