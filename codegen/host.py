@@ -155,8 +155,9 @@ def _scheduled(schedule: Schedule, first: str, counts: list[str], lines: list[st
 
 
 def _imports(fn: Function) -> str:
-    needed = fn.schedule is not None or any(p.pair for p in fn.params)
-    return "import torch\n" if needed else ""
+    s = fn.schedule
+    scheduled = s is not None and (s.described or s.persistent)  # for memory; for the device
+    return "import torch\n" if scheduled or any(p.pair for p in fn.params) else ""
 
 
 def module_source(fn: Function, emitted: Emitted, num_warps: int, num_stages: int) -> str:

@@ -22,7 +22,7 @@ from tkpy.errors import CompileError, NeedStatic, TkError
 from tkpy.frontend import Source, Walker
 from tkpy.signature import ConstSpec, ScalarSpec, Signature, TensorSpec
 from tkpy.template.knobs import Template
-from tkpy.template.plan import plan
+from tkpy.template.plan import plan, plan_piece
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,11 @@ def differentiate(
     if not any("rings" in op.attrs for op in ir.body.walk()):
         template = None  # its loop makes one trip, and is none any more
     forward = finish(ir, key, num_warps, num_stages, template, poison, walker=walker)
-    pieces = [
-        finish(p.fn, key, num_warps, num_stages, None, poison, walker=walker)
-        for p in derivation.pieces
-    ]
+    pieces = []
+    for piece in derivation.pieces:
+        if key.machine:
+            piece.fn.schedule = plan_piece(piece.fn, key.machine, num_warps, num_stages)
+        pieces.append(finish(piece.fn, key, num_warps, num_stages, None, poison, walker=walker))
     return Differentiated(derivation, forward, pieces)
 
 

@@ -10,8 +10,9 @@ import torch
 
 import tkpy as tk
 from codegen.inspect import inspect
-from tkpy.ahead import Setting, call_of, compile_lowered, key_of, lower_for
+from tkpy.ahead import Setting, backward_for, call_of, compile_lowered, key_of, lower_for
 from tkpy.execution import launcher, strict
+from tkpy.template.plan import SHARED
 from zoo.kernels.attention import attention
 from zoo.kernels.gemm import gemm
 
@@ -167,3 +168,18 @@ def test_what_was_asked_for_is_in_the_ptx(kernel, target):
     for kind in ("wgmma", "bulk_copy", "mbarrier", "setmaxnreg"):
         assert found[kind] > 0, found
     assert report.spills == 0 and lowered.fn.schedule.notes == ()
+
+
+@pytest.mark.parametrize(("target", "stages"), [("gfx942", 2), ("sm_90", 3)])
+def test_a_derived_backward_has_the_stages_that_shared_memory_holds(target, stages):
+    made = backward_for(gemm, Setting("bf16"), target=target)
+    loops = [piece for piece in made.pieces if "tl.dot" in piece.source]
+    assert len(loops) == 2  # of a and of b: tiles of 128x128 and 128x64 an iteration, 48 KB
+    for piece in loops:
+        schedule = piece.fn.schedule
+        assert schedule.stages == stages and f"num_stages={stages}" in piece.source
+        assert bool(schedule.notes) == (stages < 3)
+    if stages < 3:
+        assert "2 stages, not 3: a loop loads 49,152 bytes" in schedule.notes[0]
+        report = inspect(compile_lowered(gemm, loops[0], target))
+        assert 0 < report.shared_bytes <= SHARED[target]

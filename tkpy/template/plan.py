@@ -88,6 +88,30 @@ def plan(template: Template, fn: Function, machine: str, described: bool) -> Sch
     )
 
 
+def plan_piece(fn: Function, machine: str, warps: int, stages: int) -> Schedule:
+    """How ``machine`` runs a program of a template's derived backward.
+
+    One program a task, and no more than ``stages`` of its loops' loads on their way at a time: as
+    many as shared memory holds.
+    """
+    loops = [op for op in fn.body.walk() if op.kind == "for"]
+    total = max(map(_loaded, loops), default=0)
+    fit = (SHARED[machine] - _SLACK) // max(total, 1) + (machine == "gfx942")
+    notes: tuple[str, ...] = ()
+    if fit < stages:
+        notes = (
+            f"{max(fit, 1)} stages, not {stages}: a loop loads {total:,} bytes and a program has "
+            f"{SHARED[machine]:,}",
+        )
+    return Schedule(machine, stages=max(1, min(stages, fit)), warps=warps, notes=notes)
+
+
+def _loaded(loop: Op) -> int:
+    """Bytes of the tiles that one iteration of a loop loads itself."""
+    loads = [op for op in loop.regions[0].ops if op.kind in ("load", "gather_rows")]
+    return sum(tile_bytes(op.result.type) for op in loads if op.result.type.rank == 2)
+
+
 def _budget(fn, loop: Op, template: Template, stated, sizes, limit: int) -> None:
     """Raises where the rings whose depth the author states do not fit."""
     needed = sum(stated[name] * sizes[name] for name in stated)

@@ -16,6 +16,7 @@ LOG2E, LN2 = math.log2(math.e), math.log(2)
     persistent=False,
     autocast=True,
     gpu={"f32": {"rows": 32, "cols": 16}},
+    gpu_backward={"f32": {"rows": 16, "cols": 16}},
 )
 def attention(
     q: tk.Global["B H N D"],

@@ -79,7 +79,7 @@ def near(qt, k, v, coord, first, start, window, to_bits, cols, width):
         "f16": {"rows": 32, "cols": 32, "width": 32},
         "f32": {"rows": 16, "cols": 16, "width": 16},
     },
-    gpu_backward=dict.fromkeys(("bf16", "f16"), {"rows": 16, "cols": 16, "width": 32}),
+    gpu_backward={t: {"rows": 16, "cols": 16, "width": 32} for t in ("bf16", "f16")},
 )
 def hedgehog(
     q: tk.Global["B H N D"],

@@ -15,7 +15,7 @@ from zoo.kernels.chunked import advance, begin, end
     persistent=False,
     autocast=True,
     gpu={"f32": {"chunk": 16, "cols": 16}},
-    gpu_backward=dict.fromkeys(("bf16", "f16"), {"chunk": 16, "cols": 32}),
+    gpu_backward={t: {"chunk": 16, "cols": 32} for t in ("bf16", "f16")},
 )
 def linear_attention(
     q: tk.Global["B H N F"],

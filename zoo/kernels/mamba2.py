@@ -14,7 +14,7 @@ from zoo.kernels.chunked import advance, begin, end
     consumer_groups=2,
     autocast=True,
     gpu={"f32": {"chunk": 16, "cols": 16}},
-    gpu_backward=dict.fromkeys(("bf16", "f16"), {"chunk": 16, "cols": 32}),
+    gpu_backward={t: {"chunk": 16, "cols": 32} for t in ("bf16", "f16")},
 )
 def mamba2(
     x: tk.Global["B H N P"],

@@ -20,7 +20,7 @@ def inputs(x, state, b, t, j, past, rows, cols):
 
 @tk.kernel(
     where=["2 <= W", "W <= 4"],
-    gpu_backward=dict.fromkeys(("bf16", "f16", "f32"), {"rows": 32, "cols": 32}),
+    gpu_backward={t: {"rows": 32, "cols": 32} for t in ("bf16", "f16", "f32")},
 )
 def short_conv(
     x: tk.Global["B N D"],
