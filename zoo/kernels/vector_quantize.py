@@ -16,6 +16,10 @@ Mode = Literal["rotation", "rotation_tangent", "reflection", "ste"]
 Metric = Literal["euclidean", "cosine"]
 
 
+# What registers hold of exact products of whole vectors.
+EXACT = {t: {"rows": 32, "cols": 32} for t in ("f32", "bf16", "f16")}
+
+
 @tk.function
 def vectors(x, h, i, rows, metric, tiny):
     """A tile of vectors in fp32, of length 1 if only their directions are to be compared."""
@@ -41,7 +45,7 @@ def nearest(e, codes, h, rows, cols, metric):
     return at
 
 
-@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0"], num_warps=8)
+@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0"], num_warps=8, gpu=EXACT)
 def nearest_code(
     x: tk.Global["H M D"],
     codes: tk.Global["H K D", tk.f32],
@@ -65,7 +69,7 @@ def nearest_code(
     tk.store(index, nearest(e, codes, h, rows, cols, metric), (h, i))
 
 
-@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0"], num_warps=8)
+@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0"], num_warps=8, gpu=EXACT)
 def vector_quantize(
     x: tk.Global["H M D"],
     codes: tk.Global["H K D", tk.f32],
