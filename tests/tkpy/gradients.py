@@ -7,7 +7,7 @@ that a wrong term, however small, shows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def derive(
 ) -> Derived:  # fmt: skip
     """The backward of the variant that ``arguments`` call, for ``wrt`` or all that can have one."""
     call = kernel.binder.bind((), dict(arguments))
-    call = replace(call, constants={**call.constants, **kernel.backward._own(call)})
+    call = kernel.backward._with_own(call)
     wrt = tuple(sorted(kernel.backward.inputs(call) if wrt is None else wrt))
     given = tuple(kernel.backward.outputs(call) if given is None else given)
     while True:
