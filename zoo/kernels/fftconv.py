@@ -19,7 +19,7 @@ def narrow(t, exact):
     return t if exact else tk.cast(t, tk.bf16)
 
 
-@tk.lcsf(where=["S <= P"], stages=2, persistent=False)
+@tk.lcsf(where=["S <= P"], stages=2, consumer_warps=4, persistent=False)
 def fftconv(
     u: tk.Global["B H S Q"],
     kf: tk.Global["H P Q", tk.c64],
