@@ -143,7 +143,7 @@ Every row is simulated at one clock, at which a block of 128 keys costs 1.94 us 
 measured slows down with length: such a block costs 2.2 us between 768 and 1536 keys, 2.3 between
 1536 and 3072, 2.7 between 3072 and 6144, 2.5 between 6144 and 12288 (differences of the measured
 times). A lower clock while products run without a pause is the likely reason: the GEMM's share of
-the peak, the one measured constant, has that at the GEMM's intensity only. At 12288 keys causal rows
+the peak, the one measured constant, has that at its own intensity only. At 12288 keys causal rows
 lose 16 % against whole ones, of which diagonal blocks and the order of tasks give 5; the arithmetic
 of masks, which the pipeline lacks, is in two blocks of fifty there: the rest is unexplained."""
 
