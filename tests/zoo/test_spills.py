@@ -23,6 +23,8 @@ FORWARD = {
     "vector_quantize": (0, 56),
 }
 BACKWARD = {
+    # Four products of complex tiles and their adjoints, all of them alive at once.
+    "fftconv": (17108, 6204),
     # d k and d v of a head are two accumulators beside the scores and their gradient.
     "attention": (212, 312),
     "attention_decode": (160, 0),
