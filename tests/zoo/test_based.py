@@ -59,8 +59,19 @@ def features(x):
 # -- against the reference ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("f, v", [(16, 32), (5, 20), (1, 1)])
+#: Every shape and every dtype is tried each time, not every pair: each compiles two large kernels.
+QUICK = [(16, torch.float32), (16, torch.bfloat16), (5, torch.bfloat16), (1, torch.float16)]
+
+
+@pytest.mark.parametrize(
+    "f, v, dtype",
+    [
+        pytest.param(f, v, t, marks=() if (f, t) in QUICK else pytest.mark.slow)
+        for f, v in ((16, 32), (5, 20), (1, 1))
+        for t in DTYPES
+    ],
+    ids=str,
+)
 def test_chunks_with_state(f, v, dtype):
     for n in (1, 31, 32, 33, 65):
         q, k, val = inputs(n, f, v, dtype=dtype)
