@@ -118,7 +118,7 @@ def draw_recall(rows: list[dict], file: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_ylim(-0.03, 1.03)
     axes[0].set_ylabel("accuracy of recall")
-    axes[1].legend(fontsize=8, loc="upper left")
+    axes[0].legend(fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.04))
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
