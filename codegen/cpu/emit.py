@@ -114,6 +114,7 @@ class Emit:
         self.label = "entry"
         self.count = 0
         self.base_level = 0
+        self.sites: list | None = None  # loops that ask for memory (codegen.cpu.lower.requests)
 
     # -- text ------------------------------------------------------------------------------
 
@@ -253,14 +254,21 @@ class Emit:
         self.open()
         c = self.operand(cond)
         self.line(f"br i1 {c}, label %{yes}, label %{no if other else end}")
+        sites, before = self.sites, len(self.sites or ())
         for label, fn in ((yes, then), (no, other)):
             if fn is None:
                 continue
             self.mark(label)
             self.open()  # what is evaluated under a condition must not be reused after it
+            if fn is other and sites is not None:
+                self.sites = sites[:before]
             fn()
             self.branch(end)
             self.close()
+        if sites is not None and self.sites is not sites:  # one of both will run
+            for one, same in zip(sites[before:], self.sites[before:], strict=False):
+                one.slots += same.slots
+            self.sites = sites
         self.mark(end)
         self.close()
 

@@ -4,7 +4,8 @@ A layer norm's backward is the example: of 16 rows of 1024 numbers it takes a me
 two more sums, and for each it reads all rows again. 16 rows do not fit into the first-level cache;
 two do. The groups are those of ``codegen.cpu.strips`` without products, but with the loads that
 they begin with and the stores that they end in. A reduction down the columns takes part: it adds
-the rows of one strip after those of the last. Loads ask for the rows of the next strip.
+the rows of one strip after those of the last. All the while the rows of the next strip are asked
+for (codegen.cpu.lower.requests).
 
 A program loads all of its rows before it stores any; strips store some before they load others.
 That is the same only if what they store is nowhere near what they load, which is known at the

@@ -38,6 +38,7 @@ from codegen.cpu.lower.tensor import (
     Tensor,
     write,
 )
+from codegen.cpu.lower.requests import Requests
 from codegen.cpu.lower.uses import LAZY_SHAPES, Uses
 from codegen.cpu.ttir import BYTES, Block, Func, Module, Op, Type, Unsupported
 
@@ -62,7 +63,7 @@ class Lowering:
         self.uses: Uses | None = None
         self.uses_tiles = False
         self.targets: dict[str, Buffer] = {}
-        self.ahead = 0  # rows in a strip, whose loads ask for those of the next one
+        self.requests: Requests | None = None  # of a strip that loads its rows
         self.places: dict[str, Buffer] = {}  # rows of a strip's results: where they are to lie
         self.own_uses: Uses | None = None
         self.pairs: dict[tuple[int, int, bool], int] = {}

@@ -29,7 +29,9 @@ def load(low, op: Op) -> None:
     t = Load(ty, low.tensor(ptr), low.tensor(rest[0]) if rest else None,
              low.tensor(rest[1]) if len(rest) > 1 else None)  # fmt: skip
     t.name, t.root = ptr, low.uses.root(ptr)
-    t.ahead = 0 if t.ptr.reads or len(ty.shape) != 2 else low.ahead
+    if low.requests is not None:
+        with nest(low.e) as g:
+            low.requests.load(g, t.ptr, ty)
     low.env[op.results[0]] = t
 
 

@@ -6,7 +6,7 @@ The order of combination depends on the vector width only, never on threads, so 
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const, ll
-from codegen.cpu.lower import library, prefix
+from codegen.cpu.lower import library, prefix, requests
 from codegen.cpu.lower.elementwise import TABLE, vector
 from codegen.cpu.lower.tensor import ZERO, Tee, Tensor, contiguous_axis, lane_axis, loops, nest
 from codegen.cpu.ttir import Block, Op, Type, Unsupported
@@ -165,7 +165,11 @@ def _fold(low, g, combine, srcs: list[Tensor], place, axis: int, n: int, whole) 
         flat = [(ll(v.ty, v.n), e.operand(v, v.n)) for group in accs for v in group]
         kinds = [(v.ty, v.n) for group in accs for v in group]
 
+        here = requests.site(e, size, ways * step) if along and axis == 1 else None
+
         def body(i, names):
+            if here is not None:
+                here.here(e, place["idx"][0], i, ways * step)
             held = [Val(ty, "v" if m else "u", x, n=m)
                     for (ty, m), x in zip(kinds, names, strict=True)]  # fmt: skip
             out = []

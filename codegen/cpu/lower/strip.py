@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
 from codegen.cpu.lower import alias, control, prefix, reduce
+from codegen.cpu.lower.requests import Requests
 from codegen.cpu.lower.tensor import Buffer, Const, Nest, Splat, Tensor, loops, nest
 from codegen.cpu.ttir import BYTES, Op, Type
 
@@ -66,12 +67,14 @@ def for_(low, op: Op) -> None:
     yields = body.ops[-1].operands
     whole = [low.destination_of(r) or low.alloc(t)
              for r, t in zip(op.results, op.result_types, strict=True)]  # fmt: skip
+    loads = any(o.name == "tt.load" for o in body.ops)
     folded = {o.results[0] for o in body.ops if o.name == "strip.fold"}
     live = None if folded else prefix.seen_rows(low, op.results)
     mark = low.mark()
 
     def strip(i: Val, _) -> None:
-        low.ahead = step
+        if loads:
+            low.requests = Requests(e, step)
         row = Val("i32", "u", i.x, div=i.div)
         low.env[op.binds[0]] = row
         views: dict[int, Buffer] = {}
@@ -91,7 +94,9 @@ def for_(low, op: Op) -> None:
                 low.places[name] = out
         low.block(body)
         control.assign(low, outs, [low.tensor(v) for v in yields])
-        low.ahead = 0
+        if loads:
+            low.requests.place()
+            low.requests = None
 
     e.loop(0, total if live is None else live, step, strip)
     low.release(mark)

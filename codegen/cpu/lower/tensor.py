@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 from codegen.cpu.emit import Emit, Val, const
-from codegen.cpu.lower import access
+from codegen.cpu.lower import access, requests
 from codegen.cpu.ttir import BYTES, Type
 
 ZERO = const("i32", 0)
@@ -198,17 +198,12 @@ class Load(Tensor):
         self.ptr, self.mask, self.other = ptr, mask, other
         self.name = ""
         self.root: str | None = None
-        self.ahead = 0  # rows from here that are wanted next
         self.inputs = tuple(t for t in (ptr, mask, other) if t is not None)
 
     def at(self, g, idx):
         ptr = g.at(self.ptr, idx)
         mask = g.at(self.mask, idx) if self.mask is not None else None
         other = g.at(self.other, idx) if self.other is not None else None
-        if self.ahead and ptr.kind == "a":
-            then = g.at(self.ptr, (g.affine(idx[0], 1, self.ahead), *idx[1:]))
-            if then.kind == "a":
-                access.prefetch(g.e, then.base)
         return access.load(g.e, self.type.elem, ptr, mask, other)
 
 
@@ -415,6 +410,8 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
     whole = {a: v for a, v in (whole or {}).items() if v is not None}
     idx: list[Val] = [ZERO] * len(shape)
     outer = [a for a in range(len(shape)) if a != axis and shape[a] > 1]
+    columns = axis is not None and axis == len(shape) - 1 and len(shape) <= 2
+    site = requests.site(e, shape[axis]) if columns and shape[axis] > 4 * width else None
 
     def least(a: int, b: Val) -> Val:
         """The smaller of a count and the end of its axis."""
@@ -438,6 +435,8 @@ def loops(g: Nest, shape, axis: int | None, width: int, body: Callable[[tuple[Va
 
         def step(i, _):
             g.lanes = idx[axis] = ramp(i)
+            if site is not None:
+                site.here(e, idx[0] if len(shape) == 2 else None, i, n)
             body(tuple(idx))
 
         def steps(i, _):

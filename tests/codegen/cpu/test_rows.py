@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from codegen.cpu import rows
+from codegen.cpu.lower import requests
 from codegen.cpu.lower.uses import Uses
 from codegen.cpu.parser import parse
 
@@ -177,3 +178,40 @@ module {
     ]
     assert len(set(names)) == 3 and all(uses.defs[n] is not None for n in names)
     assert [u.name for u in uses.of(second.regions[0].entry.ops[0].results[0])] == ["scf.yield"]
+
+
+@triton.jit
+def twice(x, g, o, M, stride, R: tl.constexpr, C: tl.constexpr):
+    """Two tensors, four passes over their rows."""
+    i, j = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, C)
+    at = i[:, None] * stride + j[None, :]
+    a = tl.load(x + at, mask=(i < M)[:, None], other=0.0)
+    a -= (tl.sum(a, 1) / C)[:, None]
+    a *= tl.rsqrt(tl.sum(a * a, 1) / C + 1e-3)[:, None]
+    b = tl.load(g + at, mask=(i < M)[:, None], other=0.0)
+    tl.store(o + at, a * tl.sum(a * b, 1)[:, None] + b, mask=(i < M)[:, None])
+
+
+def test_rows_of_the_next_strip_are_asked_for_once(monkeypatch):
+    """Every line of both tensors' next rows, and none before the tensor's address is known."""
+    placed = []
+    place = requests.Requests.place
+
+    def watch(self):
+        sites, tensors = self.e.sites, list(self.tensors)
+        place(self)
+        placed.append((sites, tensors, self.shares))
+
+    monkeypatch.setattr(requests.Requests, "place", watch)
+    x, g, o = torch.randn(40, 1024), torch.randn(40, 1024), torch.empty(40, 1024)
+    twice[(3,)](x, g, o, 40, 1024, 16, 1024)
+    ((sites, tensors, shares),) = placed
+    assert len(tensors) == 2 and len(sites) >= 4
+    for n, (since, size, *_) in enumerate(tensors):
+        parts = sorted((start, part, k) for k, m, start, part in shares if m == n)
+        assert [start for start, *_ in parts] == [
+            sum(p for _, p, _ in parts[:k]) for k in range(len(parts))
+        ]
+        assert sum(part for _, part, _ in parts) == size and min(k for *_, k in parts) >= since
+    assert len({k for k, *_ in shares}) >= len(sites) - 1  # the work is spread
+    assert any(since > 0 for since, *_ in tensors)
