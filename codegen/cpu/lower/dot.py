@@ -98,6 +98,7 @@ class _Slice(Tensor):
     def __init__(self, src: Tensor, where: Val) -> None:
         super().__init__(Type(src.type.elem, src.shape[1:], True))
         self.src, self.where, self.inputs = src, where, (src,)
+        self.near = range(1, len(src.shape))
         self.heavy, self.reads = src.heavy, src.reads
 
     def at(self, g, idx):

@@ -27,6 +27,7 @@ from codegen.cpu.lower import (
     tiles,
 )
 from codegen.cpu.lower.elementwise import TABLE
+from codegen.cpu.lower.requests import Requests
 from codegen.cpu.lower.tensor import (
     Buffer,
     Const,
@@ -38,7 +39,6 @@ from codegen.cpu.lower.tensor import (
     Tensor,
     write,
 )
-from codegen.cpu.lower.requests import Requests
 from codegen.cpu.lower.uses import LAZY_SHAPES, Uses
 from codegen.cpu.ttir import BYTES, Block, Func, Module, Op, Type, Unsupported
 

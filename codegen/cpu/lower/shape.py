@@ -6,6 +6,8 @@ from codegen.cpu.emit import Val, const
 from codegen.cpu.lower.tensor import ZERO, Nest, Reindex, Tensor
 from codegen.cpu.ttir import Type
 
+LANES = 16  # no vector of 32-bit numbers has more
+
 
 def expand_dims(ty: Type, src: Tensor, axis: int) -> Tensor:
     axes = [a for a in range(len(ty.shape)) if a != axis]
@@ -78,7 +80,11 @@ def reshape(ty: Type, src: Tensor) -> Tensor:
                 v.level = max(v.level, level)
         return tuple(reversed(out))
 
-    return Reindex(ty, src, index)
+    here, there = (max(a for a, n in enumerate(shape) if n != 1) for shape in (to, frm))
+    near: list[int | None] = [None] * len(to)
+    if to[here] % LANES == frm[there] % LANES == 0:  # so many elements are neighbours in both
+        near[here] = there
+    return Reindex(ty, src, index, near=near)
 
 
 class _Two(Tensor):

@@ -20,6 +20,7 @@ class Window(Tensor):
     def __init__(self, ty: Type, src: Tensor, row: Val) -> None:
         super().__init__(ty)
         self.src, self.row, self.inputs = src, row, (src,)
+        self.near = range(len(ty.shape))
         self.heavy, self.reads, self.data = src.heavy, src.reads, src.data
         self.flops = getattr(src, "flops", 0)
 

@@ -7,7 +7,7 @@ Index components are ``Val``s: one of them may be a ramp over lanes, which makes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
 from codegen.cpu.emit import Emit, Val, const
@@ -23,12 +23,14 @@ class Tensor:
     ``heavy``: evaluating an element costs more than reading it back from a buffer.
     ``reads``: evaluating touches memory that the kernel may write (a global load is inside).
     ``data``: elements come from memory, unlike those of index arithmetic.
+    ``near``: of a view, for each axis the source's axis that a vector along it steps along.
     """
 
     heavy = False
     reads = False
     data = False
     op_name = ""
+    near: Sequence[int | None] | None = None
     inputs: tuple[Tensor, ...] = ()
 
     def __init__(self, ty: Type) -> None:
@@ -163,11 +165,15 @@ class Map(Tensor):
 
 
 class Reindex(Tensor):
-    """Another tensor read at a computed index: broadcast, expand, transpose, reshape, ..."""
+    """Another tensor read at a computed index: broadcast, expand, transpose, reshape, ...
 
-    def __init__(self, ty: Type, src: Tensor, index, strides=None) -> None:
+    ``strides``: as ``near``, but for any number of steps, from anywhere.
+    """
+
+    def __init__(self, ty: Type, src: Tensor, index, strides=None, near=None) -> None:
         super().__init__(ty)
         self.src, self.index, self.strides = src, index, strides
+        self.near = strides or near
         self.inputs = (src,)
         self.heavy, self.reads, self.data = src.heavy, src.reads, src.data
         self.flops = getattr(src, "flops", 0)
@@ -377,10 +383,8 @@ def contiguous_axis(t: Tensor) -> int | None:
             return t.ptr.stride(axis) == BYTES[t.type.elem]
         if isinstance(t, Buffer):
             return t.steps[axis] == 1 if t.shape[axis] > 1 else None
-        if isinstance(t, Reindex):
-            if t.strides is None or t.strides[axis] is None:
-                return None
-            return visit(t.src, t.strides[axis])
+        if t.near is not None:
+            return None if t.near[axis] is None else visit(t.inputs[0], t.near[axis])
         if not isinstance(t, Map):
             return None
         votes = [v for v in (visit(i, axis) for i in t.inputs) if v is not None]
