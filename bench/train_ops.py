@@ -143,7 +143,7 @@ def _based(n: int) -> Step:
     tensors = [_randn(1, 4, n, 16), _randn(1, 4, n, 16), _randn(1, 4, n, 64)]
     step = Step(
         tensors,
-        lambda q, k, v: based(q, k, v, cols=64, chunk=64),
+        lambda q, k, v: based(q, k, v, cols=64, chunk=128),
         {
             "torch chunked": chunked_based,
             "SDPA causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
