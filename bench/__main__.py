@@ -157,11 +157,19 @@ def gpu_static(
 
 
 @app.command()
-def predict(only: Annotated[str, typer.Option(help="Only work whose name has this.")] = "") -> None:
+def predict(
+    only: Annotated[str, typer.Option(help="Only work whose name has this.")] = "",
+    rounds: Annotated[int, typer.Option(help="Ratios are medians of so many.")] = 3,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows here.", dir_okay=False)
+    ] = None,
+) -> None:
     """Time on this CPU as the cost model predicts it, beside the clock."""
     from bench.predict import run
 
-    run(only)
+    rows = run(only, rounds)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 app()

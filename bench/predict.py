@@ -7,10 +7,12 @@ the rows. The GEMM is near to a probe and is marked so.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 import torch
 
+from tkpy.pipeline.device import Device
 from tkpy.pipeline.of_kernel import front_end_of
 from tkpy.pipeline.predict import cpu_seconds
 from tkpy.pipeline.probe import seconds, this_cpu
@@ -63,10 +65,10 @@ def _calls() -> dict[str, Callable[[], tuple]]:
     }  # fmt: skip
 
 
-def rows(only: str = "") -> list[dict]:
-    """Each with predicted and measured milliseconds and their ratio."""
+def _round(only: str, cpu: Device) -> dict[str, tuple[float, float]]:
+    """Predicted and measured seconds by name, at rates just taken."""
     torch.manual_seed(0)
-    found = []
+    found = {}
     for name, make in _calls().items():
         if only not in name:
             continue
@@ -77,31 +79,46 @@ def rows(only: str = "") -> list[dict]:
         given = {n: o for n, o in zip(wanted, outputs, strict=False) if len(wanted) == len(outputs)}
         call = kernel.binder.bind(args, more)
         fn, amounts = front_end_of(kernel, kernel.key_of(call))
-        predicted = cpu_seconds(fn, amounts, call.sizes, this_cpu())
-        measured = seconds(lambda k=kernel, a=args, m={**more, **given}: k(*a, **m), 9)
-        found.append(
-            {
-                "work": name,
-                "predicted_ms": predicted * 1e3,
-                "measured_ms": measured * 1e3,
-                "ratio": predicted / measured,
-            }
+        predicted = cpu_seconds(fn, amounts, call.sizes, cpu)
+        found[name] = (
+            predicted,
+            seconds(lambda k=kernel, a=args, m={**more, **given}: k(*a, **m), 9),
         )
     return found
 
 
-def run(only: str = "") -> list[dict]:
+def rows(only: str = "", rounds: int = 3) -> list[dict]:
+    """Each with predicted and measured milliseconds and their ratio, medians of rounds.
+
+    A shared machine is fast in one minute and slow in the next, so that every round takes the
+    rates anew and its ratios are its own.
+    """
+    takes = []
+    for r in range(rounds):
+        cpu = this_cpu.__wrapped__()
+        rates = {k: v / 1e9 for k, v in cpu.matrix.items()}
+        print(
+            f"{cpu.units} threads; products {rates['f32']:.0f} GFLOP/s fp32, {rates['bf16']:.0f} "
+            f"bf16; launch {cpu.launch * 1e6:.0f} us; division {cpu.division / 1e9:.1f} G/s; "
+            f"arithmetic {cpu.vector / 1e9:.0f} GFLOP/s; exp {cpu.special / 1e9:.2f} G/s; memory "
+            f"{cpu.dram / 1e9:.0f} GB/s, cache {cpu.l2 / 1e9:.0f} GB/s (round {r + 1} of {rounds})"
+        )
+        takes.append(_round(only, cpu))
+    return [
+        {
+            "work": name,
+            "predicted_ms": statistics.median(t[name][0] for t in takes) * 1e3,
+            "measured_ms": statistics.median(t[name][1] for t in takes) * 1e3,
+            "ratio": statistics.median(t[name][0] / t[name][1] for t in takes),
+        }
+        for name in takes[0]
+    ]
+
+
+def run(only: str = "", rounds: int = 3) -> list[dict]:
     """Prints the rows."""
-    cpu = this_cpu()
-    rates = {k: v / 1e9 for k, v in cpu.matrix.items()}
-    print(
-        f"{cpu.units} threads; products {rates['f32']:.0f} GFLOP/s fp32, {rates['bf16']:.0f} bf16; "
-        f"launch {cpu.launch * 1e6:.0f} us; division {cpu.division / 1e9:.1f} G/s; "
-        f"arithmetic {cpu.vector / 1e9:.0f} GFLOP/s; exp {cpu.special / 1e9:.2f} G/s; memory "
-        f"{cpu.dram / 1e9:.0f} GB/s, cache {cpu.l2 / 1e9:.0f} GB/s"
-    )
+    found = rows(only, rounds)
     print(f"{'':28}{'predicted, ms':>15}{'measured, ms':>15}{'ratio':>8}")
-    found = rows(only)
     for r in found:
         print(f"{r['work']:28}{r['predicted_ms']:15.2f}{r['measured_ms']:15.2f}{r['ratio']:8.2f}")
     held = [r for r in found if not r["work"].startswith("(")]

@@ -43,10 +43,12 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
 
     Memory, products, arithmetic and special functions of a core follow each other: a tile is read
     whole before what is made of it, and a core that works on a tile in its nearest cache asks
-    memory for nothing. What a program loads comes from a cache, each tensor once from
-    memory; operands and sum of a product that do not fit the nearest cache are gone over once more.
-    Programs and tile operations cost something each, cores beyond the programs idle, and tiles
-    larger than a core's cache are moved at the speed of memory.
+    memory for nothing. A program without loops and products asks for its next rows while it works
+    on some (``codegen.cpu.rows``), so that memory and work hide each other. What a program loads
+    comes from a cache, each tensor once from memory; operands and sum of a product that do not fit
+    the nearest cache are gone over once more. Programs and tile operations cost something each,
+    cores beyond the programs idle, and tiles larger than a core's cache are moved at the speed of
+    memory.
     """
     types = {w.dtype.name for w in cost.works if w.kind == "matrix"}
     matrix = sum(cost.number("matrix", sizes, t) / device.products(t) for t in types)
@@ -67,7 +69,10 @@ def cpu_seconds(fn: Function, cost: Cost, sizes: Mapping[str, int], device: Devi
     idle = cores * -(-programs // cores) / programs if programs else 1.0
     operations = sum(evaluate(_times(w), sizes) for w in cost.works)
     small = (_PROGRAM * programs + _OPERATION * operations) / cores
-    return device.launch + (matrix + vector + special + traffic) * idle + small + memory
+    work = (matrix + vector + special + traffic) * idle
+    streams = not types and all(len(w.loops) <= len(fn.grid) for w in cost.works)
+    both = max(work, memory) if streams else work + memory
+    return device.launch + both + small
 
 
 def _packed(w: Work) -> int:
