@@ -46,7 +46,6 @@ def _want(kernel, arguments, derived, cts):
 
 #: Like the others, and dear; of attention both forms are also held against each other below.
 SLOW = [(n, j) for n in CASES for j in (False, True) if "cross" not in n]
-SLOW.remove(("causal", True))
 FORMS = [
     pytest.param(n, j, marks=pytest.mark.slow) if (n, j) in SLOW else (n, j)
     for n in CASES

@@ -26,7 +26,7 @@ def of(name, target, sizes=None, constants=None):
 @pytest.mark.parametrize(
     "target, instruction, sizes",
     [
-        ("sm_90", "wgmma", D64),
+        pytest.param("sm_90", "wgmma", D64, marks=pytest.mark.slow),  # as test_template_gpu does
         pytest.param("sm_90", "wgmma", D128, marks=pytest.mark.slow),
         ("sm_100", "tcgen05", D64),
         pytest.param("sm_100", "tcgen05", D128, marks=pytest.mark.slow),

@@ -185,10 +185,11 @@ TWICE = {
     "swiglu of wide rows",
     "taylor_block",
 }
-#: Dear. What is their own is tried in fp32, and their kernel in bf16 by other cases; "based with
-#: state" is shorter than a chunk too.
-AGAIN = {(n, torch.bfloat16) for n in ("based with state", "attention, window", "gemm transposed")}
+#: One type of each case is tried every time, by turns; "based with state" is shorter than a chunk
+#: too.
+AGAIN = {(n, (torch.bfloat16, torch.float32)[k % 2]) for k, n in enumerate(CASES)}
 AGAIN |= {("based of one chunk", t) for t in (torch.float32, torch.bfloat16)}
+AGAIN -= {(n, torch.float32) for n in CASES if CASES[n][0] in LARGE}
 FAST_OR_SLOW = [
     pytest.param(n, marks=pytest.mark.slow if n in SLOW | TWICE or CASES[n][0] in LARGE else ())
     for n in CASES

@@ -35,14 +35,10 @@ def attend(q, k, v, t0, t1, t2, s0, s1, s2):
     return t1, t2, s0, s1, s2, top / bottom
 
 
-@tk.lcsf(
-    where=["1 <= F", "F <= 32"],
-    stages=2,
-    consumer_warps=8,
-    persistent=False,
-    autocast=True,
-    gpu_backward={t: {"chunk": 16, "cols": 32} for t in ("bf16", "f16")},
-)
+GPU = {"gpu_backward": {t: {"chunk": 16, "cols": 32} for t in ("bf16", "f16")}}
+
+
+@tk.lcsf(where=["1 <= F <= 32"], stages=2, consumer_warps=8, persistent=False, autocast=True, **GPU)
 def based(
     q: tk.Global["B H N F"],
     k: tk.Global["B H N F"],

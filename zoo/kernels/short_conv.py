@@ -18,10 +18,10 @@ def inputs(x, state, b, t, j, past, rows, cols):
     return xt + tk.fill_dead(before, 0.0)
 
 
-@tk.kernel(
-    where=["2 <= W", "W <= 4"],
-    gpu_backward={t: {"rows": 32, "cols": 32} for t in ("bf16", "f16", "f32")},
-)
+_GPU = {t: {"rows": 32, "cols": 32} for t in ("bf16", "f16", "f32")}
+
+
+@tk.kernel(where=["2 <= W <= 4"], gpu_backward=_GPU)
 def short_conv(
     x: tk.Global["B N D"],
     weight: tk.Global["D W"],

@@ -75,7 +75,8 @@ def step(block, fn, x):
 
 
 @pytest.mark.parametrize("dtype, lengths", [
-    (torch.float32, [33]), pytest.param(torch.bfloat16, [33, 18, 50], marks=pytest.mark.slow)
+    pytest.param(torch.float32, [33], marks=pytest.mark.slow),
+    pytest.param(torch.bfloat16, [33, 18, 50], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_transformer_block_forward_and_backward(dtype, lengths):
     torch.manual_seed(0)
