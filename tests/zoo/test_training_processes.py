@@ -111,7 +111,8 @@ took = time.monotonic() - began
 kills = 0
 while True:
     pid = child(cut, steps)
-    time.sleep(random.uniform(0.0, 0.4 * took))
+    # Early at first: a machine that has become faster must not be done before it is killed.
+    time.sleep(random.uniform(0.0, (0.4 if kills >= 3 else 0.1) * took))
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:

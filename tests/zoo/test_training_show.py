@@ -6,7 +6,7 @@ import io
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from toy_system import system
@@ -36,6 +36,7 @@ def dots(lines):
 
 
 @settings(max_examples=60, deadline=None)
+@example([2.225073858507203e-309, 0.0], 1)
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=30), st.integers(1, 5))
 def test_a_plot_goes_through_every_value(values, height):
     lines = plot(values, height)

@@ -41,8 +41,8 @@ def plot(values: Sequence[float | None], height: int) -> list[str]:
     known = [(k, v) for k, v in enumerate(values) if v is not None]
     if known:
         low, high = min(v for _, v in known), max(v for _, v in known)
-        scale = (4 * height - 1) / ((high - low) or 1.0)
-        level = [(k, round((high - v) * scale)) for k, v in known]
+        span = (high - low) or 1.0  # its reciprocal may be infinite
+        level = [(k, round((high - v) / span * (4 * height - 1))) for k, v in known]
         for (k, a), (after, b) in zip(level, [*level[1:], level[-1]], strict=True):
             steps = max(after - k, abs(b - a), 1)
             for s in range(steps + 1):
