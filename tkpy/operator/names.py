@@ -25,9 +25,8 @@ def claim(fn: Callable) -> str:
     module = "main" if fn.__module__ == "__main__" else fn.__module__
     base = re.sub(r"\W+", "_", f"{module}_{fn.__qualname__}".replace("<locals>.", ""))
     name = base
-    if name in _taken or base.endswith(
-        DERIVED
-    ):  # ``x_backward`` is what x's own backward is called
+    # ``x_backward`` is what x's own backward is called.
+    if name in _taken or base.endswith(DERIVED):
         name = f"{base}_{_digest(fn)}"
     number = 1
     while name in _taken:
