@@ -276,9 +276,7 @@ class Backward:
         if f"d_{name}" not in made:  # nothing that has a cotangent depends on it
             return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
         g, parts = values.pop(f"d_{name}"), made[f"d_{name}"].parts
-        if parts:
-            g = g.sum(tuple(range(parts)))
-        return g.to(like.dtype)
+        return memory.added_up(g, parts, like.dtype) if parts else g.to(like.dtype)
 
     def _run(self, program: Program, launch: Callable, values: Mapping, call: Call) -> None:
         tensors = [values[t.name] for t in program.tensors]

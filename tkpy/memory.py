@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import mmap
 from collections.abc import Callable, Sequence
 
 import torch
 
 LARGE = 8 << 20  # bytes below which both ways take the same time
+PIECE = 1 << 18  # numbers of a sum of another type than its terms that are held besides
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -29,6 +31,23 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of zeros."""
     return empty(shape, dtype, device).zero_()
+
+
+def added_up(terms: torch.Tensor, leading: int, dtype: torch.dtype) -> torch.Tensor:
+    """The sum of the contiguous ``terms`` over their first ``leading`` dimensions, as ``dtype``.
+
+    A single term is taken as it is. A sum that is rounded is made piece by piece, never whole.
+    """
+    several, shape = math.prod(terms.shape[:leading]), terms.shape[leading:]
+    if several == 1:
+        return terms.view(shape).to(dtype)
+    rows = terms.view(several, math.prod(shape))
+    if dtype is terms.dtype:
+        return rows.sum(0).view(shape)
+    out = empty(shape, dtype, terms.device).view(-1)
+    for k in range(0, out.numel(), PIECE):
+        out[k : k + PIECE] = rows[:, k : k + PIECE].sum(0)
+    return out.view(shape)
 
 
 def _in_large_pages(t: torch.Tensor) -> None:

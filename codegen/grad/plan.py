@@ -106,14 +106,14 @@ def derive(
     dtypes = {p.name: p.dtype for p in fn.params}
     turned = _turned(fn, wrt, given, saver, joint, noted) if deterministic else []
     done = {g.name for piece in turned for g in piece.gradients}
-    pieces: list[Piece] = []
+    # First what needs scratch memory: it is free again when memory for the others is asked for.
+    pieces: list[Piece] = list(turned)
     rest = [n for n in wrt if n not in done]
     if rest:
         reverse = noted.reversed(rest, given, f"{fn.name}_backward")
         saver.save(reverse)
         noted.used(reverse)
         pieces.append(Piece(reverse.fn, settle(reverse.fn, reverse.sites, dtypes, deterministic)))
-    pieces += turned
     for piece in pieces:
         _finish(piece)
     read = {p.name for piece in pieces for p in piece.fn.params}

@@ -23,6 +23,10 @@ from codegen.ir import DType, Function, Op, Region, Value, f32
 #: The most partial sums that a gradient is added up from.
 PARTS = 32
 
+#: So many programs of other ids are enough: their run over one is not cut, which would take a sum
+#: more for each of its parts.
+ENOUGH = 4
+
 
 @dataclass
 class Gradient:
@@ -46,7 +50,8 @@ def settle(
 ) -> list[Gradient]:
     """Rewrites the gradient stores of ``fn`` in place; says how each gradient is to be read.
 
-    ``programs``: of partial sums only as many are made as it takes to have so many programs.
+    ``programs``: of partial sums only as many are made as it takes to have so many programs, one
+    where there are ``ENOUGH`` without.
     """
     by_name: dict[str, list[Op]] = {}
     for store, _ in sites:
@@ -172,8 +177,9 @@ def _partial(
         # No programs, no runs: a length of zero would divide by it.
         most: Expr = sympy.Integer(PARTS)
         if programs:
-            others = sympy.Mul(*(c for s, c in fn.grid if s != walked))
-            most = Min(PARTS, FloorDiv(programs - 1, Max(others, 1)) + 1)
+            others = Max(sympy.Mul(*(c for s, c in fn.grid if s != walked)), 1)
+            cut = FloorDiv(programs - 1, others) * Min(1, FloorDiv(ENOUGH - 1, others))
+            most = Min(PARTS, cut + 1)
         for store in chosen:
             most = Min(most, Max(copies(fn, store, counts[walked]), 1))
         length = Max(cdiv(counts[walked], most), 1)

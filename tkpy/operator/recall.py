@@ -101,8 +101,7 @@ class Recall:
                 found[r.name] = make(shape, dtype, device)
             else:
                 g = values.pop(name)
-                g = g.sum(tuple(range(r.parts))) if r.parts else g
-                found[r.name] = g if g.dtype is dtype else g.to(dtype)
+                found[r.name] = memory.added_up(g, r.parts, dtype) if r.parts else g.to(dtype)
         return found
 
     def as_recorded(self, saved: tuple, grads: tuple) -> bool:
