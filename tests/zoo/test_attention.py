@@ -60,6 +60,22 @@ def test_large_scores_do_not_overflow():
     agrees(attention, q, k, v, causal=True, **SMALL)
 
 
+def test_the_backward_finds_the_probabilities_of_the_forward():
+    """One key takes all, so that the gradient of v is that of o, however large the scores are."""
+    q, k, v = (x[:, :1].clone().requires_grad_() for x in inputs(3, 70, size=60.0))
+    upstream = torch.randn(*q.shape, generator=torch.Generator().manual_seed(1))
+    scores = (q.double() @ k.double().mT).squeeze() * q.shape[-1] ** -0.5
+    best = scores.topk(2, -1)
+    assert (best.values[:, 0] - best.values[:, 1] > 40).all() and best.values.abs().min() > 1000
+    (dv,) = torch.autograd.grad(attention(q, k, v, **SMALL), v, upstream)
+    want = torch.zeros(70, q.shape[-1], dtype=torch.float64)
+    want.index_add_(0, best.indices[:, 0], upstream.double().reshape(3, -1))
+    terms = torch.zeros_like(want).index_add_(
+        0, best.indices[:, 0], upstream.double().abs().reshape(3, -1)
+    )
+    assert ((dv.double().reshape(70, -1) - want).abs() <= 4 * 2.0**-23 * terms + 1e-15).all()
+
+
 @pytest.mark.parametrize("n, m", [(40, 24), (24, 40), (33, 33), (70, 1), (1, 70)])
 def test_the_last_query_is_aligned_with_the_last_key(n, m):
     q, k, v = inputs(n, m)

@@ -275,3 +275,18 @@ def test_constant_folding_of_fp_literals_keeps_bits():
     out = torch.empty(16)
     kernel[(1,)](out)
     assert out[0] == torch.tensor(0.1) and out[5] == float("inf")
+
+
+def test_a_difference_sees_its_product_rounded():
+    """Whoever else reads the product: kernels that make one difference again find one number."""
+
+    @triton.jit
+    def kernel(x, y, p, o, N: tl.constexpr):
+        i = tl.arange(0, N)
+        product = tl.load(x + i) * tl.load(y + i)
+        tl.store(o + i, product - tl.load(p + i))
+        tl.store(o + N + i, tl.load(p + i) - product)
+
+    x, y, out = torch.randn(N), torch.randn(N), torch.empty(2, N)
+    kernel[(1,)](x, y, x * y, out, N)
+    assert (out == 0).all()
