@@ -90,6 +90,11 @@ class Compiled:
     launches: tuple[Callable[..., None], ...]  # of the forward, then of the programs
 
     @functools.cached_property
+    def reads(self) -> frozenset[str]:
+        """The names of all that the programs take."""
+        return frozenset(t.name for p in self.programs for t in p.tensors)
+
+    @functools.cached_property
     def done(self) -> list[list[str]]:
         """For each of the programs the scratch memory that no later one reads."""
         last = {
@@ -176,6 +181,13 @@ class Backward:
             arguments: of the call, by name.
             needs: the inputs that will want gradients.
         """
+        outputs, saved, _ = self.forward_and_reads(arguments, needs, deterministic)
+        return outputs, saved
+
+    def forward_and_reads(
+        self, arguments: Mapping[str, object], needs: Sequence[str], deterministic: bool = True
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...], frozenset[str]]:
+        """``forward``, and the names of the tensors that the backward takes."""
         call = self.kernel.binder.bind((), dict(arguments))
         given = self.outputs(call)
         compiled, call = self.compiled(call, tuple(sorted(needs)), tuple(given), deterministic)
@@ -184,7 +196,7 @@ class Backward:
         values: dict[str, Any] = {**call.tensors}
         values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
         self._run(compiled.forward, compiled.launches[0], values, call)
-        return tuple(call.tensors[p.name] for p in call.wanted), saved
+        return tuple(call.tensors[p.name] for p in call.wanted), saved, compiled.reads
 
     def kept(
         self, arguments: Mapping[str, object], needs: Sequence[str], deterministic: bool = True
@@ -210,7 +222,7 @@ class Backward:
     def gradients(
         self,
         arguments: Mapping[str, object],
-        outputs: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor | None],
         saved: Sequence[torch.Tensor] | None,
         cotangents: Sequence[torch.Tensor | None],
         needs: Sequence[str],
@@ -220,7 +232,7 @@ class Backward:
 
         Args:
             arguments: of the call, by name; outputs that were passed may be left out.
-            outputs: what the call returned.
+            outputs: what the call returned, None for those that the backward does not take.
             saved: what ``forward`` kept, or None to run the forward once more for it.
             cotangents: one for every output, of its shape; None counts as zeros.
             needs: names of inputs.
@@ -243,9 +255,10 @@ class Backward:
         compiled, call = self.compiled(call, wrt, tuple(possible), deterministic)
         values: dict[str, Any] = {**call.tensors}
         for p, out, g in zip(call.wanted, outputs, cotangents, strict=True):
-            values[p.name] = out.detach()
+            if out is not None:
+                values[p.name] = out.detach()
             if p.name in possible:
-                values[f"d_{p.name}"] = self._cotangent(p.name, out, g)
+                values[f"d_{p.name}"] = self._cotangent(p, g, call)
         values |= {t.name: x for t, x in zip(compiled.saved, saved, strict=True)}
         done = compiled.done
         for k, (program, launch) in enumerate(
@@ -260,15 +273,17 @@ class Backward:
         made = {t.name: t for program in compiled.programs for t in program.tensors}
         return {n: self._result(n, values, made, call) for n in wrt}
 
-    def _cotangent(self, name: str, out: torch.Tensor, g: torch.Tensor | None) -> torch.Tensor:
+    def _cotangent(self, p, g: torch.Tensor | None, call: Call) -> torch.Tensor:
+        shape = tuple(call.shapes[p.name])
+        dtype = getattr(torch, TORCH_NAMES[self._dtype(p, call).name])
         if g is None:
-            return torch.zeros_like(out, memory_format=torch.contiguous_format)
-        if g.shape != out.shape:
+            return torch.zeros(shape, dtype=dtype, device=call.device)
+        if g.shape != shape:
             raise CallError(
-                f"{self.kernel.name}: the cotangent of {name} has shape {tuple(g.shape)}, "
-                f"{name} has {tuple(out.shape)}"
+                f"{self.kernel.name}: the cotangent of {p.name} has shape {tuple(g.shape)}, "
+                f"{p.name} has {shape}"
             )
-        g = g.detach().to(out.dtype)
+        g = g.detach().to(dtype)
         return g.resolve_conj().resolve_neg().contiguous()
 
     def _result(self, name: str, values: dict, made: dict[str, Tensor], call: Call) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,10 +106,7 @@ def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def _contiguous(shape: Sequence[int]) -> list[int]:
-    strides = [1]
-    for n in reversed(shape[1:]):
-        strides.append(strides[-1] * max(n, 1))
-    return strides[::-1]
+    return [math.prod(max(n, 1) for n in shape[k:]) for k in range(1, len(shape) + 1)]
 
 
 class Binder:

@@ -422,7 +422,8 @@ def kernel(
         num_warps: warps of a program on a GPU.
         num_stages: depth of Triton's software pipeline on a GPU.
         autocast: under ``torch.autocast`` inputs whose type the signature leaves open are cast, as
-            those of ``torch.matmul`` are. Without it the kernel computes in the types it is given.
+            those of ``torch.matmul`` are, unless the call writes into a tensor of such a type.
+            Without it the kernel computes in the types it is given.
         gpu: defaults of constants on a GPU where they differ, by the dtype of the call's tensors:
             ``{"f32": {"chunk": 16}}``. What a CPU's cache holds may be more than registers do.
         gpu_backward: the same for the derived backward, which else has those of ``gpu``.

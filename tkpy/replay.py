@@ -115,7 +115,7 @@ class Replay:
         for (name, kind), value in given:
             of = type(value)
             if kind == _TENSOR and (of is torch.Tensor or of is torch.nn.Parameter):
-                if value.layout is not torch.strided or value.is_neg():
+                if value.layout is not torch.strided or value.is_neg() or value.is_meta:
                     return None
                 if recording and value.requires_grad:
                     parts.append(name)

@@ -172,3 +172,34 @@ def test_bounds_that_differ_by_a_number_are_one_bound():
     torch.testing.assert_close(neighbours(x), want)
     source = lower_for(neighbours, Setting("f32")).source
     assert "< N" in source and "< N + 1" not in source
+
+
+@tk.kernel
+def whole_sum(x: tk.Global["N D"], s: tk.Out["", tk.f32]):
+    tk.grid(1)
+    acc = 0.0
+    for i in tk.range(tk.cdiv("N", 16)):
+        acc = acc + tk.sum(tk.row_sum(tk.load(x, (i, 0), (16, "D"), dtype=tk.f32)), axis=0)
+    tk.store(s, acc, ())
+
+
+@pytest.mark.parametrize("shape", [(37, 23), (0, 5)])
+def test_an_output_without_dimensions_is_made(shape):
+    x = torch.randn(shape, requires_grad=True)
+    s = whole_sum(x)
+    s.backward()
+    assert s.shape == () and torch.allclose(s, x.sum(), atol=1e-4)
+    assert torch.equal(x.grad, torch.ones(shape))
+
+
+@tk.kernel
+def last_row(x: tk.Global["N"], y: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    live = tk.minimum(tk.dim("N") - i * 16, 16)
+    t, at = tk.load(x, i, 16), tk.iota(16)
+    tk.store(y, tk.where(at == tk.maximum(live - 1, 0), t, 0.0), i)
+
+
+def test_the_smaller_of_two_indices_is_an_index():
+    y = last_row(torch.ones(37))
+    assert y.nonzero()[:, 0].tolist() == [15, 31, 36]

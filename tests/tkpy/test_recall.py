@@ -248,3 +248,52 @@ def test_autocast_is_recalled(asked):
         assert all(g.dtype == torch.float32 for g in found)
         assert same(found, seen[1][1] if k % 2 else low)
     assert isinstance(list(products._replay.plans.values())[-1], Recall)
+
+
+@tk.kernel(autocast=True)
+def added(x: tk.Global["N D"], w: tk.Global["D D"], s: tk.InOut["N D"]):
+    """s += x w"""
+    i = tk.grid(tk.cdiv("N", 16))
+    p = tk.mm_AB(tk.load(x, (i, 0), (16, "D")), tk.load(w, (0, 0), ("D", "D")))
+    tk.store(s, tk.load(s, (i, 0), (16, "D"), dtype=tk.f32) + p, (i, 0))
+
+
+def test_what_is_written_into_is_not_cast(monkeypatch):
+    """As in PyTorch: changes in place and calls with ``out`` do not take part in autocast."""
+    x, w = torch.randn(6, 9), torch.randn(9, 9)
+    room, want = torch.empty(6, 9), products(x, w)
+    for trace in (False, True):
+        monkeypatch.setattr(tk.Kernel, "_looked_at", lambda *a, trace=trace: trace)
+        s = torch.ones(6, 9)
+        with torch.autocast("cpu", torch.bfloat16):
+            added(x, w, s)
+            assert products(x, w, y=room.zero_()) is room
+        assert torch.equal(room, want) and torch.allclose(s, want + 1, atol=1e-5)
+
+
+@tk.kernel
+def pair(x: tk.Global["N"], y: tk.Out["N"], z: tk.Out["N"]):
+    i = tk.grid(tk.cdiv("N", 16))
+    t = tk.exp(tk.load(x, i, 16))
+    tk.store(y, t, i)
+    tk.store(z, t * 2.0, i)
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_checkpoint_recomputes_by_the_other_way(first):
+    """What either way saves must be alike: one is compared with the other."""
+    pair._replay.plans.clear()
+    for k in range(first + 1):  # the last is recorded or recalled, its recomputation too
+        x = torch.randn(20, requires_grad=True)
+        y, z = checkpoint(pair, x, use_reentrant=False) if k == first else pair(x)
+    (y.sum() + z.sum()).backward()
+    torch.testing.assert_close(x.grad, 3 * x.exp())
+
+
+def test_tensors_without_data_under_autocast():
+    x, w = torch.randn(6, 9, device="meta"), torch.randn(9, 9, device="meta")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products(x, w).shape == (6, 9)
+    for recorded in (False, True):
+        for _ in range(3):
+            assert products(x.requires_grad_(recorded), w).is_meta

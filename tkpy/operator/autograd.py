@@ -88,8 +88,10 @@ def recorded(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Cal
         def forward(ctx, keyset, formula, needs, *flat):
             values = dict(zip(form.index, flat, strict=True))
             kept: list[torch.Tensor] | None = None
+            keeps = formula.keeps
             if formula.forward is not None and _plain(values):
-                computed, kept = formula.forward(arguments(form, (), values), needs)
+                # What is saved is what ``recall`` saves: checkpoints hold one against the other.
+                computed, kept, keeps = formula.forward(arguments(form, (), values), needs)
             elif _told(formula, values, needs):
                 asked = {**values, schema.WANTED: [n in needs for n in operator.differentiable]}
                 *results, kept = _below(operator.keeping.op, keyset, operator.keeping.form, asked)
@@ -99,7 +101,7 @@ def recorded(op: torch._ops.OpOverload, form: Schema, operator: Operator) -> Cal
                 results = _tuple(_below(op, keyset, form, asked))
                 computed = _computed(dict(zip(form.returns, results, strict=True)), asked)
             tensors = {n: v for n, v in values.items() if isinstance(v, torch.Tensor)}
-            saved = {n: t for n, t in computed.items() if n in (formula.keeps or computed)}
+            saved = {n: t for n, t in computed.items() if keeps is None or n in keeps}
             ctx.save_for_backward(*tensors.values(), *saved.values(), *(kept or ()))
             ctx.names = tuple(tensors), tuple(saved)
             ctx.others = {n: v for n, v in values.items() if n not in tensors}

@@ -37,6 +37,11 @@ class Operator:
         self.outputs = tuple((p.name, p.spec.optional) for p in signature.outputs)
         self.changed = tuple(p.name for p in signature.inputs if p.spec.role == "inout")
         self.open = tuple(p.name for p in signature.inputs if isinstance(p.spec.dtype, str))
+        self.written = tuple(
+            p.name
+            for p in signature.tensors
+            if p.spec.role != "in" and isinstance(p.spec.dtype, str)
+        )
         self.differentiable = schema.differentiable(signature)
         self.pullback: Pullback | None = None  # once registered
         self.keeping: Keeping | None = None
@@ -86,7 +91,7 @@ class Operator:
     def _call(self, args: tuple, kwargs: dict[str, object]):
         name = self.ready()
         given = self._arguments(args, kwargs)
-        if self.kernel.autocast:
+        if self.kernel.autocast and not self._writes_open(given):
             self._cast(given)
         for n in self.numbers:
             if isinstance(given.get(n), torch.Tensor):
@@ -156,9 +161,17 @@ class Operator:
     def cast(self, args: tuple, kwargs: dict[str, object]) -> tuple[tuple, dict[str, object]]:
         """The arguments of a call as they are under autocast."""
         given, named = dict(zip(self.positional, args, strict=False)), dict(kwargs)
-        self._cast(given)
-        self._cast(named)
+        if not self._writes_open({**given, **named}):
+            self._cast(given)
+            self._cast(named)
         return (*given.values(), *args[len(given) :]), named
+
+    def _writes_open(self, given: dict) -> bool:
+        """Whether a given tensor is written whose type the others share.
+
+        A cast of it would be written in its stead: as in PyTorch nothing is cast then.
+        """
+        return any(isinstance(given.get(n), torch.Tensor) for n in self.written)
 
     def _cast(self, given: dict) -> None:
         """As autocast does with the operands of ``torch.matmul``."""
@@ -170,7 +183,7 @@ class Operator:
                 torch.float16,
             ):
                 device = t.device.type
-                if torch.is_autocast_enabled(device):
+                if device != "meta" and torch.is_autocast_enabled(device):
                     given[n] = t.to(torch.get_autocast_dtype(device))
 
     def _number(self, name: str, value: torch.Tensor) -> object:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tkpy.kernel import Kernel
 
 Tensors = Mapping[str, torch.Tensor | None]
+Forward = tuple[Mapping[str, torch.Tensor], Sequence[torch.Tensor], Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Formula:
         those that the call computes.
     through: outputs that gradients may come from, None for all.
     forward: if given, ``forward(arguments, needs)`` runs the kernel where autograd records it, and
-        gives its outputs by name and a sequence of tensors for ``gradients``, whose fifth argument
-        that is: None where the kernel ran without it, as it does under a transform.
+        gives its outputs by name, a sequence of tensors for ``gradients``, whose fifth argument
+        that is (None where the kernel ran without it, as it does under a transform), and a set in
+        which the names of those outputs are that ``gradients`` reads.
     kept: goes with ``forward``: ``kept(arguments, needs)`` gives tensors without data like those
         that it keeps, or None where that is not known before a run.
     """
@@ -39,7 +41,7 @@ class Formula:
     gradients: Callable[..., Mapping[str, torch.Tensor | None]]
     keeps: Collection[str] | None = None
     through: Collection[str] | None = None
-    forward: Callable[..., tuple[Mapping[str, torch.Tensor], Sequence[torch.Tensor]]] | None = None
+    forward: Callable[..., Forward] | None = None
     kept: Callable[..., Sequence[torch.Tensor] | None] | None = None
 
 
@@ -55,8 +57,8 @@ def formula_of(kernel: Kernel) -> Formula | None:
     derived = kernel.backward
 
     def forward(arguments, needs):
-        outputs, kept = derived.forward(arguments, sorted(needs))
-        return dict(zip(_wanted(kernel, arguments), outputs, strict=True)), kept
+        outputs, kept, reads = derived.forward_and_reads(arguments, sorted(needs))
+        return dict(zip(_wanted(kernel, arguments), outputs, strict=True)), kept, reads
 
     def back(arguments, outputs, cotangents, needs, kept):
         wanted = _wanted(kernel, arguments)

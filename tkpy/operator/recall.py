@@ -192,7 +192,9 @@ def remember(kernel: Kernel, replay: Replay, key: tuple, args: tuple, kwargs: di
             return
         floats = backward.outputs(call)
         compiled, call = backward.compiled(call, tuple(sorted(needs)), tuple(floats))
-        inputs = list(call.tensors)
+        assert kernel.operator.pullback is not None
+        place = kernel.operator.pullback.forward.index
+        inputs = sorted(call.tensors, key=place.__getitem__)  # as the operator saves them
         kernel._allocate(call)
         plan = replay.plan(args, kwargs, call, compiled.launches[0], kernel._zeroed(call))
     outputs = list(plan.outputs)

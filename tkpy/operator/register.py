@@ -121,7 +121,7 @@ class _Keeping:
     def run(self, *args, **kwargs):
         formula, values, needs = self._asked(args, kwargs)
         with torch.no_grad():
-            results, kept = formula.forward(values, needs)
+            results, kept, _ = formula.forward(values, needs)
         return (*self._results(values, results), list(kept))
 
     def fake(self, *args, **kwargs):

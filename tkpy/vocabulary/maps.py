@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codegen.expr import Max, Min, is_index
 from codegen.ir import DType, Value, i32
 from codegen.ops.base import IRError, says
 from tkpy.builder import current, known_dtype, what
@@ -51,8 +52,24 @@ add = _binary("add", "add", "a + b, of tiles, vectors and numbers.")
 sub = _binary("sub", "sub", "a - b.")
 mul = _binary("mul", "mul", "a * b, elementwise.")
 div = _binary("div", "div", "a / b, of floats.")
-maximum = _binary("maximum", "max", "The larger of a and b; a NaN operand is ignored.")
-minimum = _binary("minimum", "min", "The smaller of a and b; a NaN operand is ignored.")
+
+
+@verb
+def maximum(a, b):
+    """The larger of a and b; a NaN operand is ignored. Of two indices an index."""
+    if is_index(a) and is_index(b):
+        return Max(a, b)
+    return current().map("max", a, b)
+
+
+@verb
+def minimum(a, b):
+    """The smaller of a and b; a NaN operand is ignored. Of two indices an index."""
+    if is_index(a) and is_index(b):
+        return Min(a, b)
+    return current().map("min", a, b)
+
+
 eq = _binary("eq", "eq", "a == b, a bool tile.")
 ne = _binary("ne", "ne", "a != b.")
 lt = _binary("lt", "lt", "a < b.")
