@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
-from codegen.cpu.lower import access, prefix, tiles
+from codegen.cpu.lower import access, inplace, prefix, tiles
 from codegen.cpu.lower.packing import (
     Ahead,
     Panel,
@@ -70,7 +70,13 @@ def dot(low, op: Op) -> None:
     """tt.dot with an optional batch axis in front."""
     a, b, c = (low.tensor(v) for v in op.operands[:3])
     ty = op.result_types[0]
-    out = low.destination(op) or low.alloc(ty)
+    out = low.destination(op)
+    place = None if out is not None else inplace.target(low, op, (a, b))
+    if place is not None:
+        out, there, store = place
+        inplace.begin(low, out, there)
+        c = out
+    out = out or low.alloc(ty)
     if len(ty.shape) == 3:
         _batched(low, a, b, c, out)
     else:
@@ -79,6 +85,8 @@ def dot(low, op: Op) -> None:
         else:
             m, n = prefix.seen(low, op.results[0], (0, 1))
         _dot2d(low, a, b, c, out, (m, n, _inner(low, a, b)))
+    if place is not None:
+        inplace.end(low, out, there, store)
     low.env[op.results[0]] = out
 
 
@@ -122,6 +130,11 @@ def _batched(low, a, b, c, out: Buffer) -> None:
         _dot2d(low, _Slice(a, i), _Slice(b, i), _Slice(c, i), _OutSlice(out, i), (None, None, None))
 
     low.e.loop(0, a.shape[0], 1, plane)
+
+
+def _plain(out: Buffer) -> bool:
+    """Does a matrix in memory have contiguous rows?"""
+    return isinstance(out, inplace.InPlace) or (type(out) is Buffer and out.steps[1] == 1)
 
 
 def _inner(low, a: Tensor, b: Tensor) -> Val | None:
@@ -184,7 +197,7 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
     n = b.shape[1]
     mark = low.mark()
     elems = a.type.elem, b.type.elem, out.type.elem
-    plan = _Plan(e.features, m, k, n, elems, type(out) is Buffer and out.steps[1] == 1)
+    plan = _Plan(e.features, m, k, n, elems, _plain(out))
     elem, native, lanes = plan.elem, plan.native, plan.lanes
     mr, nv, nr, rows, group = plan.mr, plan.nv, plan.nr, plan.rows, plan.group
     ready = b.panel if isinstance(b, Packed) else None
@@ -323,7 +336,7 @@ class _Kernel:
             return accs
 
         chunks = self.b.shape[0] // CHUNK
-        if chunks > 1 and type(self.out) is Buffer:
+        if chunks > 1 and type(self.out) in (Buffer, inplace.InPlace):
 
             def chunk(start: Val, accs):
                 self.ask(g, e.op("udiv", "i32", start, const("i32", CHUNK)), chunks, i, j, mr, nv)

@@ -7,6 +7,7 @@ panels of bf16 pairs, and the accumulators are loaded from and stored to the res
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
+from codegen.cpu.lower.inplace import InPlace
 from codegen.cpu.lower.tensor import Buffer, Fresh, Tensor, nest
 
 ROW_BYTES = 64
@@ -48,21 +49,23 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
     width = panel.width
     most_m, most_n = (2 if m % 32 == 0 else 1), width // 16
 
-    def tile(op: str, number: int, p: Val, stride: int) -> None:
+    pitch = out.pitch if isinstance(out, InPlace) else const("i64", 4 * out.steps[0])
+
+    def tile(op: str, number: int, p: Val, stride: Val | int) -> None:
+        stride = str(stride) if isinstance(stride, int) else e.operand(stride)
         e.intrinsic(f"llvm.x86.{op}", "void",
-                    [("i8", str(number)), ("ptr", e.operand(p)), ("i64", str(stride))])  # fmt: skip
+                    [("i8", str(number)), ("ptr", e.operand(p)), ("i64", stride)])  # fmt: skip
 
     def block(i: Val, j: Val, ways_m: int, ways_n: int) -> None:
         places = {}
         for x in range(ways_m):
             for y in range(ways_n):
                 row = e.add(i, const("i32", 16 * x))
-                at = e.add(e.mul(row, const("i32", out.steps[0])), e.add(j, const("i32", 16 * y)))
-                places[x, y] = e.offset(out.base, at, 4)
+                places[x, y] = out.address(e, (row, e.add(j, const("i32", 16 * y))))
                 if zero:
                     e.intrinsic("llvm.x86.tilezero", "void", [("i8", str(2 * x + y))])
                 else:
-                    tile("tileloadd64", 2 * x + y, places[x, y], 4 * out.steps[0])
+                    tile("tileloadd64", 2 * x + y, places[x, y], pitch)
         left = [e.offset(a.base, e.mul(e.add(i, const("i32", 16 * x)), const("i32", a.steps[0])), 2)
                 for x in range(ways_m)]  # fmt: skip
         right = e.offset(panel.base, e.mul(j, const("i32", k // 2)), 4)
@@ -92,7 +95,7 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
         else:
             e.loop(0, k_stop, 16, step)
         for (x, y), p in places.items():
-            tile("tilestored64", 2 * x + y, p, 4 * out.steps[0])
+            tile("tilestored64", 2 * x + y, p, pitch)
 
     def along(stop, most: int, body) -> None:
         """``body(start, tiles)`` for two tiles at a time, and for one that is left over."""
