@@ -156,11 +156,12 @@ def backward_for(
     Raises CompileError where the kernel has no derivative, and as ``call_of`` does.
     """
     backward = kernel.backward
-    joint = backward._joint(torch.device(device))
+    call = call_of(kernel, setting, device, target)
     key, wrt, given = backward_of(kernel, setting, device, target)
     key = replace(key, **changes)
+    joint = backward.jointly(key, wrt, given, True, call)
     made = backward.derive(key, wrt, given, joint=joint)
-    choices = backward.choose(made.derivation.taped, call_of(kernel, setting, device, target))
+    choices = backward.choose(made.derivation.taped, call)
     cut = {c.loop: c.segment for c in choices if c.segment}
     return backward.derive(key, wrt, given, joint=joint, segments=cut) if cut else made
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from codegen.cost import RunTime, cost
 from codegen.expr import text
 from codegen.ir import Param
 from tkpy import memory
@@ -25,6 +26,12 @@ from tkpy.execution import executor, launcher, machine_of
 from tkpy.lower import Differentiated, VariantKey, differentiate
 from tkpy.sides import Sides, open_sides
 from tkpy.signature import TORCH_NAMES, TensorSpec
+
+#: Partial sums, but for one of each, may take the bytes of the call's tensors over so many, and so
+#: many bytes anyway: else gradients that share a loop nest come out apart.
+SHARE, LEAST = 4, 4 << 20
+#: Unless programs apart do more FLOPs than so many times those of the forward.
+MOST_FLOPS = 3.6
 
 if TYPE_CHECKING:
     from codegen.grad.carries import Taped
@@ -115,8 +122,9 @@ class Backward:
         constants: compile-time constants that it is derived with instead of those of the call,
             such as tile sizes of its own.
         gpu: defaults of those that a call leaves open on a GPU, by dtype.
-        joint: gradients that share a loop nest come out of one program; None lets the device
-            decide: yes on a CPU, no where many programs are wanted.
+        joint: gradients that share a loop nest come out of one program; None decides: no on a GPU,
+            where many programs are wanted, yes on a CPU unless partial sums would take much memory
+            and programs apart do not do much more.
         carries: of loops that are replayed backwards. "saved" keeps every iteration's, "replayed"
             about one in the root of their number, from which the loop is run once more, an integer
             one in so many. None decides by what each costs, and by memory.
@@ -214,7 +222,7 @@ class Backward:
             if key is None:
                 return None
             try:
-                entry = self._entry(key, (*how, self._joint(call.device), ()))
+                entry = self._entry(key, (*how, self._usually_joint(call.device), ()))
                 return [Tensor(**t).make(call.sizes, call.device) for t in entry["saved"]]
             except NeedStatic as need:
                 self.kernel._widen(key, need)
@@ -306,8 +314,9 @@ class Backward:
         call = self._with_own(call)
         while True:
             key = self._key(call)
-            how: tuple = (wrt, given, deterministic, self._joint(call.device))
             try:
+                how: tuple = (wrt, given, deterministic)
+                how = (*how, self.jointly(key, *how, call))
                 how = (*how, self.segments(key, how, call))
                 slot = (key, repr(key.constants), how, executor(call.device))
                 if slot not in self._compiled:
@@ -331,9 +340,28 @@ class Backward:
         """The variant of the kernel that the backward of ``call`` is derived from."""
         return self._key(self._with_own(call))
 
-    def _joint(self, device: torch.device) -> bool:
+    def _usually_joint(self, device: torch.device) -> bool:
         """A CPU has few processors and keeps partial sums in its caches."""
         return device.type == "cpu" if self.joint is None else self.joint
+
+    def jointly(
+        self,
+        key: VariantKey,
+        wrt: tuple[str, ...],
+        given: tuple[str, ...],
+        deterministic: bool,
+        call: Call,
+    ) -> bool:
+        """Whether gradients that share a loop nest come out of one program in ``call``."""
+        usually = self._usually_joint(call.device)
+        if self.joint is not None or not usually or not deterministic:
+            return usually
+        how = (wrt, given, deterministic)
+        together = self._entry(key, (*how, True, ()))
+        if _more_sums(together, call.sizes) <= max(self._moved(call) // SHARE, LEAST):
+            return True
+        apart = self._apart(key, how)
+        return apart["saved"] != together["saved"] or apart["flops"] > MOST_FLOPS
 
     def choose(
         self, loops: Sequence[Taped | Mapping[str, Any]], call: Call, device: Device | None = None
@@ -347,13 +375,15 @@ class Backward:
         if device is None:
             cpu = call.device.type == "cpu" or not torch.cuda.is_available()
             device = rates("cpu" if cpu else machine_of(call.device))
-        moved = sum(t.numel() * t.element_size() for t in call.tensors.values())
-        moved += sum(
+        return choose(facts(loops), call.sizes, self._carries, device, self._moved(call))
+
+    def _moved(self, call: Call) -> int:
+        """Bytes of all tensors of ``call``."""
+        return sum(t.numel() * t.element_size() for t in call.tensors.values()) + sum(
             math.prod(call.shapes[p.name]) * self._dtype(p, call).bits // 8
             for p in call.wanted
             if p.name not in call.tensors
         )
-        return choose(facts(loops), call.sizes, self._carries, device, moved)
 
     def segments(self, key: VariantKey, how: tuple, call: Call) -> tuple[tuple[int, int], ...]:
         """(number of a loop, iterations of a segment) of the loops that are cut."""
@@ -377,6 +407,32 @@ class Backward:
         launches = tuple(launcher(p.source, p.name, device) for p in programs)
         return Compiled(programs[0], saved, tuple(programs[1:]), launches)
 
+    def _apart(self, key: VariantKey, how: tuple) -> dict:
+        """An entry of the backward with programs apart, and how many times its forward's FLOPs."""
+
+        def make():
+            made = self.derive(key, *how)
+            return {**_entry(made), "flops": self._flops(key, made)}, made.forward
+
+        return self.kernel._store.derived(f"backward apart {how}", key, make)
+
+    def _flops(self, key: VariantKey, made: Differentiated) -> float:
+        """FLOPs over those of the forward, of products where there are any; 0 if a run tells."""
+        from tkpy.ahead import SIZES, SettingError, choose_sizes
+
+        signature = self.kernel.signature
+        large = {d.name: (256, *SIZES) for d in signature.dims}
+        programs = [cost(p.fn) for p in (made.forward, *made.pieces)]
+        try:
+            sizes = choose_sizes(signature, dict(key.static), dict(key.constants), large)
+            for kinds in (("matrix",), ("vector", "special")):
+                first, *rest = (sum(c.number(k, sizes) for k in kinds) for c in programs)
+                if first:
+                    return sum(rest) / first
+        except (RunTime, SettingError):
+            pass
+        return 0.0
+
     def derive(
         self,
         key: VariantKey,
@@ -393,6 +449,17 @@ class Backward:
             k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
             k.template, deterministic, poison, joint, segments,
         )  # fmt: skip
+
+
+def _more_sums(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
+    """Bytes of the partial sums that a joint backward has and others have not."""
+    made = {t["name"]: Tensor(**t) for p in entry["programs"] for t in p["tensors"]}
+    more = 0
+    for t in (made[f"d_{n}"] for n in entry["guests"]):
+        _, shape, dtype = t.how(sizes)
+        several, one = math.prod(shape[: t.parts]), math.prod(shape[t.parts :])
+        more += max(several - 1, 0) * one * dtype.itemsize
+    return more
 
 
 def _entry(made: Differentiated) -> dict:
@@ -425,6 +492,7 @@ def _entry(made: Differentiated) -> dict:
         "programs": programs,
         "saved": [tensor(p) for p in made.derivation.saved],
         "taped": facts(made.derivation.taped),
+        "guests": [n for p in made.derivation.pieces for n in p.guests],
     }
 
 

@@ -47,10 +47,15 @@ PROGRAMS = 8
 
 @dataclass
 class Piece:
-    """One program of a backward, and the gradients that it writes."""
+    """One program of a backward, and the gradients that it writes.
+
+    guests: those of them that the loop nest was not turned for: they are there to share what the
+        others need too.
+    """
 
     fn: Function
     gradients: list[Gradient] = field(default_factory=list)
+    guests: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -244,7 +249,8 @@ def _turn_one(
     clean(made.fn)
     alive = {id(op) for op in made.fn.body.walk()}
     sites = [(s, load) for s, load in made.sites if id(s) in alive]
-    return [*pieces, Piece(made.fn, settle(made.fn, sites, dtypes, True, PROGRAMS))]
+    settled = settle(made.fn, sites, dtypes, True, PROGRAMS)
+    return [*pieces, Piece(made.fn, settled, [n for n in wrt if n not in names])]
 
 
 def _only_forward(reverse: Reverse) -> bool:

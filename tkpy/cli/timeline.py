@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich import box
 from rich.table import Table
@@ -174,7 +175,7 @@ def cost(
         str | None,
         typer.Option(
             "--device",
-            help="Add its roofline time; draws with -o. With --backward: whose rates decide.",
+            help="Add its roofline time; draws with -o. With --backward: whose form and rates.",
         ),
     ] = None,
     dtype: DtypeName = Dtype.bf16,
@@ -229,15 +230,19 @@ def _backward(
     from tkpy.carries import describe
     from tkpy.lower import derivation_of
 
-    key, wrt, outs = backward_of(found, chosen)
     machine = None if device_name is None else device(device_name)
+    here = torch.cuda.is_available() if machine is None else machine.name != "cpu"
+    place = ("cuda", "sm_90") if here else ("cpu", "cpu")
+    key, wrt, outs = backward_of(found, chosen, *place)
+    call = call_of(found, chosen, *place)
+    joint = found.backward.jointly(key, wrt, outs, True, call)
 
     def derived(segments):
         kernel = (found.fn, found.signature, key, wrt, outs, found.template)
-        return derivation_of(*kernel, segments=segments)[0]
+        return derivation_of(*kernel, joint=joint, segments=segments)[0]
 
     made = derived(None)
-    choices = found.backward.choose(made.taped, call_of(found, chosen), machine)
+    choices = found.backward.choose(made.taped, call, machine)
     cut = {c.loop: c.segment for c in choices if c.segment}
     made = derived(cut) if cut else made
     programs = [(piece.fn.name, count(piece.fn)) for piece in made.pieces]
