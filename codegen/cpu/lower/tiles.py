@@ -7,6 +7,7 @@ panels of bf16 pairs, and the accumulators are loaded from and stored to the res
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
+from codegen.cpu.lower import access
 from codegen.cpu.lower.inplace import InPlace
 from codegen.cpu.lower.tensor import Buffer, Fresh, Tensor, nest
 
@@ -56,6 +57,15 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
         e.intrinsic(f"llvm.x86.{op}", "void",
                     [("i8", str(number)), ("ptr", e.operand(p)), ("i64", stride)])  # fmt: skip
 
+    def ask(pair: Val, i: Val, j: Val, ways_m: int, ways_n: int) -> None:
+        """Ask for a share of the accumulators below: a tensor's are not near, as a buffer's are."""
+        each = -(-16 * ways_m // (k // 32))
+        step = e.op("lshr", "i32", pair, const("i32", 4))
+        row = e.add(e.add(i, const("i32", 16 * ways_m)), e.mul(step, const("i32", each)))
+        for r, y in ((r, y) for r in range(each) for y in range(ways_n)):
+            at = (e.add(row, const("i32", r)), e.add(j, const("i32", 16 * y)))
+            access.prefetch(e, out.address(e, at), near=True)
+
     def block(i: Val, j: Val, ways_m: int, ways_n: int) -> None:
         places = {}
         for x in range(ways_m):
@@ -83,6 +93,8 @@ def multiply(low, a: Buffer, panel, c: Tensor, out: Buffer, live) -> None:
                     tile("tileloadd64", 6 + y, e.offset(right, at, 4), 4 * width)
                 ready.update({("left", x), ("right", y)})
 
+            if not zero and isinstance(out, InPlace):
+                ask(pair, i, j, ways_m, ways_n)
             for x in range(ways_m):
                 for y in range(ways_n):
                     ensure(x, y)
