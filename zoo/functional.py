@@ -90,6 +90,11 @@ def taylor_linear_attention(
     if initial_state is None and not output_final_state and q.shape[1] <= 4 * q.shape[-1] ** 2:
         kernel = _taylor_block if q.shape[1] <= 64 else _taylor_quadratic
         return kernel(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2), None
+    if initial_state is not None and len(initial_state) != len(_STATE):
+        raise CallError(
+            f"taylor_linear_attention: the initial state has {len(initial_state)} tensors, not "
+            f"{len(_STATE)}\n  fix: give what output_final_state=True returned"
+        )
     past = dict(zip(_STATE, initial_state, strict=True)) if initial_state is not None else {}
     wanted = {f"new_{n}": True for n in _STATE} if output_final_state else {}
     got = _based(*(x.transpose(1, 2) for x in (q, k, v)), **past, **wanted)
@@ -137,10 +142,6 @@ def short_conv(
             bounds,
             initial_state,
         )
-    if output_final_state and not x.shape[1]:  # the kernel has a program for each tile of x only
-        shape = (x.shape[0], weight.shape[1] - 1, x.shape[2])
-        state = x.new_zeros(shape) if initial_state is None else initial_state.clone()
-        return x.clone(), state.float()
     got = _short_conv(
         x,
         weight,
@@ -186,11 +187,12 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x / sqrt(mean of x^2 + eps) weight over the last axes of x, those of ``weight``.
 
-    As ``torch.nn.functional.rms_norm``, with statistics in fp32; without a weight over the last.
+    As ``torch.nn.functional.rms_norm``, with statistics in fp32, whose epsilon ``eps=None`` is;
+    without a weight over the last.
     With a ``residual`` of x's shape: the norm of x + residual, and that sum in its dtype.
     """
     weight = x.new_ones(x.shape[-1]) if weight is None else weight
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
     rows = _rows("rms_norm", x, weight)
     past = _stream("rms_norm", x, rows, residual)
     return _shaped(_rmsnorm(rows, weight.reshape(-1), eps=eps, **past), x.shape)
@@ -299,6 +301,12 @@ def _bounds(name: str, cu_seqlens: Tensor | None, *packed: Tensor) -> list | Non
     """(first, last + 1) of each packed sequence; None where there is one a row."""
     if cu_seqlens is None:
         return None
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.is_floating_point():
+        kind = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise CallError(
+            f"{name}: cu_seqlens is a tensor of integers, not {kind}\n"
+            "  fix: torch.tensor([0, ...], dtype=torch.int32)"
+        )
     cuts, length = cu_seqlens.tolist(), packed[0].shape[1]
     if any(x.shape[0] != 1 or x.shape[1] != length for x in packed):
         shapes = ", ".join(str(list(x.shape)) for x in packed)

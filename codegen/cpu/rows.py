@@ -20,7 +20,6 @@ from codegen.cpu import strips
 from codegen.cpu.lower.uses import Uses
 from codegen.cpu.ttir import BYTES, Block, Func, Op, Region
 
-_ENDS = ("tt.return", "scf.yield", "scf.condition", "strip.yield")
 CACHED = 8 << 10  # bytes of one tensor's rows in a strip: half a dozen tensors are in use at once
 
 
@@ -53,8 +52,6 @@ def _block(block: Block, uses: Uses, arguments: set[str]) -> bool:
 
 
 def _goes(op: Op) -> bool:
-    if op.name in _ENDS:
-        return False
     return op.name in strips.FOLDS or op.name == "tt.store" or strips.plain(op)
 
 

@@ -27,6 +27,7 @@ SHORT, TALL = 32, 64  # rows: two matrix tiles of bf16; else panels are read hal
 LEAST_BYTES = 24 << 10  # of a product that is used up inside: less stays near anyway
 _INTEGER = ("i1", "i8", "i16", "i32", "i64", "ptr")
 FOLDS = ("tt.reduce", "tt.scan")
+ENDS = ("tt.return", "scf.yield", "scf.condition", "strip.yield")
 
 
 def apply(func: Func, uses: Uses) -> bool:
@@ -65,8 +66,8 @@ def _block(block: Block, uses: Uses) -> bool:
 
 
 def plain(op: Op) -> bool:
-    """Does an op neither branch nor write memory?"""
-    return not (op.regions or op.successors or writes(op))
+    """Does an op neither branch nor write memory nor end its block?"""
+    return not (op.name in ENDS or op.regions or op.successors or writes(op))
 
 
 class Types:

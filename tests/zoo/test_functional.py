@@ -89,6 +89,25 @@ def test_short_conv_goes_on_from_its_state(dtype):
     torch.testing.assert_close(torch.cat([first, rest], 1), whole)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_short_conv_of_nothing_leaves_its_state(given):
+    before, weight = made(2, 3, 33).requires_grad_(), made(33, 4, seed=1)
+    with torch.enable_grad():
+        y, state = Z.short_conv(made(2, 0, 33), weight, None, None, before if given else None, True)
+    assert y.shape == (2, 0, 33) and torch.equal(state, before if given else torch.zeros(2, 3, 33))
+    if given:
+        (grad,) = torch.autograd.grad(state, before, one := torch.ones(2, 3, 33))
+        assert torch.equal(grad, one)
+    with pytest.raises(CallError, match="state has shape"):
+        Z.short_conv(made(2, 0, 33), weight, None, None, made(2, 2, 33), True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_epsilon_is_that_of_the_statistics(dtype):
+    x, w = (made(3, 24) / 1000).to(dtype), made(24, seed=1).to(dtype)
+    torch.testing.assert_close(Z.rms_norm(x, w), F.rms_norm(x, (24,), w))
+
+
 def test_rotary_starts_where_it_is_told():
     x, angle = made(2, 7, 3, 10), torch.arange(20.0)[:, None] * torch.tensor([1.0, 0.2, 0.03])
     whole = Z.rotary(torch.cat([x, x], 1), angle.cos(), angle.sin())
@@ -135,6 +154,11 @@ def test_what_is_refused():
     ):
         with pytest.raises(CallError, match=said):
             Z.attention(q, k, v, cu_seqlens=torch.tensor(cuts))
+    for cuts, said in ((torch.tensor([0.0, 8.0]), "not torch.float32"), ([0, 8], "not list")):
+        with pytest.raises(CallError, match=said):
+            Z.attention(q, k, v, cu_seqlens=cuts)
+    with pytest.raises(CallError, match="1 tensors, not 6"):
+        Z.taylor_linear_attention(q, k, v, initial_state=(q,))
     with pytest.raises(CallError, match="packed into one row"):
         Z.attention(*heads(8, 8, 2, 2, 16), cu_seqlens=torch.tensor([0, 8]))
     for call in (

@@ -230,3 +230,32 @@ def test_a_fused_loss_trains_the_head():
 def test_sizes_that_no_kernel_has_are_refused(wrong):
     with pytest.raises(ValueError):
         wrong()
+
+
+AFTER_A_LINEAR = {
+    "rmsnorm": lambda: (znn.RMSNorm(E), nn.RMSNorm(E)),
+    "layernorm": lambda: (znn.LayerNorm(E), nn.LayerNorm(E)),
+    "shortconv": lambda: (znn.ShortConv(E, 3), nn.Conv1d(E, E, 3, groups=E, padding=2, bias=False)),
+}
+
+
+@pytest.mark.parametrize("name", AFTER_A_LINEAR)
+def test_each_takes_what_autocast_gives_its_namesake(name):
+    ours, theirs = AFTER_A_LINEAR[name]()
+    theirs.load_state_dict(ours.state_dict())
+    linear, x = nn.Linear(E, E), made(2, 5, E)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = answer(ours, linear(x)), answer(theirs, linear(x))
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
+    got.float().sum().backward()
+    assert ours.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "attention"])
+def test_modules_on_no_device(name):
+    layer = NAMESAKES[name][0]().to("meta")
+    y = answer(layer, torch.randn(2, 5, E, device="meta"))
+    y.sum().backward()
+    assert y.is_meta and y.shape == (2, 5, E)
+    assert all(p.grad.is_meta and p.grad.shape == p.shape for p in layer.parameters())

@@ -230,3 +230,21 @@ def test_weights_in_bf16():
     keep = [r for r in range(32) if r not in (3, 4)]
     assert (o - want)[keep].abs().max() <= 2.0**-7
     assert torch.isfinite(o[3:5]).all()
+
+
+DOTS = """module {
+  tt.func public @kernel(%p: !tt.ptr<f32>) {
+    %z = arith.constant dense<0.000000e+00> : tensor<128x128xf32>
+    %s = tt.dot %z, %z, %z : tensor<128x128xf32> * tensor<128x128xf32> -> tensor<128x128xf32>
+    %o = tt.dot %s, %z, %z : tensor<128x128xf32> * tensor<128x128xf32> -> tensor<128x128xf32>
+    tt.return
+  }
+}
+"""
+
+
+def test_a_block_ends_as_it_ended():
+    """Products right before a return go into strips before it."""
+    func = parse(DOTS).kernel
+    assert strips.apply(func, Uses(func))
+    assert [op.name for op in func.body.entry.ops][-2:] == ["strip.for", "tt.return"]
