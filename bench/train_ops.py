@@ -143,12 +143,12 @@ def _based(n: int) -> Step:
     tensors = [_randn(1, 4, n, 16), _randn(1, 4, n, 16), _randn(1, 4, n, 64)]
     step = Step(
         tensors,
-        lambda q, k, v: based(q, k, v, cols=64, chunk=128),
+        lambda q, k, v: based(q, k, v, cols=64, chunk=64),
         {
             "torch chunked": chunked_based,
             "SDPA causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         },
-        4 * n * (2 * (64 * 16 + 64 * 64) + 6 * 2 * 256 * 64),
+        4 * n * (2 * (64 * 16 + 64 * 64) + 6 * 2 * 136 * 64),  # 136 pairs and squares
     )
     step.others["SDPA causal"] = [_randn(1, 4, n, 64) for _ in range(3)]
     step.roundings = 4096  # quotients of sums that cancel

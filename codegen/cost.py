@@ -273,7 +273,7 @@ def amounts(fn: Function, op: Op) -> Iterable[tuple[str, int, tuple[Factor, ...]
         for o in inside:
             way = "special" if o.kind in _SPECIAL else "vector"
             yield way, 1, _factors(scanned), scanned.dtype
-    elif kind == "row_outer":
+    elif kind in ("row_outer", "row_pairs"):
         yield "vector", 1, _factors(op.result.type), op.result.type.dtype
     elif TABLE[kind].elementwise and kind not in _FREE and op.result.type.rank:
         result = op.result.type

@@ -134,6 +134,34 @@ def to_fp8e5m2(x):
     word = tl.where(x != x, sign | 0x7F, word)
     return word.to(tl.float8e5, bitcast=True)
 """,
+    "row_pairs": """@triton.jit
+def row_pairs(x, f: tl.constexpr, block: tl.constexpr):
+    # Column d f + i has x[i] x[(i + d + 1) % f]; past f (f - 1) / 2 pairs come a second time.
+    at = tl.arange(0, block)[None, :]
+    first = tl.broadcast_to(at % f, (x.shape[0], block))
+    second = tl.broadcast_to((at % f + at // f + 1) % f, (x.shape[0], block))
+    both = tl.gather(x, first, 1) * tl.gather(x, second, 1)
+    return tl.where(at < f * (f - 1) // 2, both, 0.0)
+""",
+    "row_unpair": """@triton.jit
+def row_unpair(g, x, f: tl.constexpr, turns: tl.constexpr, block: tl.constexpr):
+    # An element meets that d + 1 ahead of it as the first of a pair, that behind it as the second.
+    rows: tl.constexpr = g.shape[0]
+    width: tl.constexpr = x.shape[1]
+    last: tl.constexpr = g.shape[1] - 1
+    g = tl.where((tl.arange(0, g.shape[1]) < f * (f - 1) // 2)[None, :], g, 0.0)
+    at = tl.arange(0, block * width)[None, :]
+    d, i = at // width, at % width
+    ahead = tl.broadcast_to((i + d + 1) % f, (rows, block * width))
+    behind = tl.broadcast_to((i + 2 * f - d - 1) % f, (rows, block * width))
+    mine = tl.broadcast_to(tl.minimum(d * f + i, last), (rows, block * width))
+    other = tl.minimum(d * f + behind, last)
+    sums = tl.gather(g, mine, 1) * tl.gather(x, ahead, 1)
+    sums += tl.gather(g, other, 1) * tl.gather(x, behind, 1)
+    if turns < block:
+        sums = tl.where(d < turns, sums, 0.0)
+    return tl.sum(tl.reshape(sums, (rows, block, width)), axis=1)
+""",
     "product": """@triton.jit
 def _times(a, b):
     return a * b

@@ -203,6 +203,11 @@ def _row_outer(x, op, g):
             x.gives(k, x.emit.value("row_inner", g, other, side=k))
 
 
+@rule("row_pairs")
+def _row_pairs(x, op, g):
+    x.gives(0, x.emit.value("row_unpair", g, x.wide(0)))
+
+
 # -- shape -------------------------------------------------------------------------------------
 
 
@@ -323,6 +328,7 @@ REFUSED: dict[str, str] = {
     "unkey": "the values that tk.topk returns",
     "place": "a derivative: there are no second ones",
     "row_inner": "a derivative: there are no second ones",
+    "row_unpair": "a derivative: there are no second ones",
     "store_min": "a minimum taken in memory",
     "store_max": "a maximum taken in memory",
 }

@@ -585,6 +585,31 @@ def _outer_make(sizes, generator, dtype):
 case(outer, _outer, _outer_make, dtypes=(torch.float32,))
 
 
+@tk.kernel
+def pairs(x: tk.Global["T A"], y: tk.Global["S A"], o: tk.Out["T S", tk.f32]):
+    """Half of what the square of a product has beyond that of the squares."""
+    tk.grid(1)
+    for i in tk.range(tk.cdiv("T", 16)):
+        xt = tk.row_pairs(tk.load(x, (i, 0), shape=(16, "A")))
+        for j in tk.range(tk.cdiv("S", 16)):
+            yt = tk.row_pairs(tk.load(y, (j, 0), shape=(16, "A")))
+            tk.store(o, tk.mma_ABt(xt, yt), (i, j))
+
+
+def _pairs(x, y):
+    x, y = x.double(), y.double()
+    return ((x @ y.T) ** 2 - x**2 @ (y**2).T) / 2
+
+
+def _pairs_make(sizes, generator, dtype):
+    t, s, a = sizes["M"], sizes["N"], sizes["K"] % 33 + 1
+    made = [torch.randint(-1, 2, (n, a), generator=generator).to(dtype) for n in (t, s)]
+    return made, {}
+
+
+case(pairs, _pairs, _pairs_make)
+
+
 # -- memory ------------------------------------------------------------------------------------
 
 

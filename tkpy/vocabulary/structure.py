@@ -9,7 +9,7 @@ from tkpy.builder import At, current, what
 from tkpy.vocabulary.create import naive
 from tkpy.vocabulary.verb import verb
 
-__all__ = ["concat", "fill_dead", "row_outer", "subtile", "swap_layout", "transpose"]
+__all__ = ["concat", "fill_dead", "row_outer", "row_pairs", "subtile", "swap_layout", "transpose"]
 
 
 @verb
@@ -67,6 +67,22 @@ def concat(a, b, axis: int = -1):
 def row_outer(a, b):
     """Row by row the outer product, flattened: RxA and RxB give Rx(A*B), a's index slow."""
     return current().op("row_outer", [a, b])
+
+
+@verb
+def row_pairs(x):
+    """The products of every two columns, each pair once: of F columns x[i] x[(i + d) mod F].
+
+    R x F gives R x (F // 2 * F), d from 1 to F // 2 slow. If F is even the last half of d = F / 2
+    would come a second time and is zero. ``mma_ABt(row_pairs(a), row_pairs(b))`` is half of what
+    the square of ``mma_ABt(a, b)`` has beyond that of ``a * a`` and ``b * b``: of all F^2 products
+    in ``row_outer`` this is what symmetry leaves.
+
+    Raises: CompileError unless ``x`` is a tile of floats of at least 16 bits, and F is known.
+    """
+    if not isinstance(x, Value):
+        raise IRError(f"{what(x)} is no tile")
+    return current().op("row_pairs", [x])
 
 
 @verb

@@ -16,26 +16,38 @@ from zoo.kernels.chunked import begin, end
 
 
 @tk.function
-def attend(q, k, v, t0, t1, t2, s0, s1, s2):
+def powers(x, scale, whole):
+    """Features of first and second order. Not ``whole``: of x_i x_j and x_j x_i one is enough."""
+    if whole:
+        return x, tk.row_outer(x, x * scale)
+    return tk.concat(x, x * x * scale), tk.row_pairs(x)
+
+
+@tk.function
+def attend(q, k, v, t0, t1, t2, s0, s1, s2, whole):
     """The state after some consecutive positions, less t0; and their y, given the state before.
 
-    Within the chunk s is formed first, then 1 + s + s^2 / 2: the powers of q and k themselves
-    cancel where s is near -1. Products of 16-bit inputs fit tf32 better than they fit 16 bits.
+    s1 and s2 belong to the features of ``powers``. Within the chunk s is formed first, then
+    1 + s + s^2 / 2: the powers of q and k themselves cancel where s is near -1. Products of 16-bit
+    inputs fit tf32 better than they fit 16 bits.
     """
     scale, precision = tk.static("F") ** -0.5, "ieee" if v.dtype == tk.f32 else "tf32"
     s = tk.mma_ABt(q, k) * scale
     a = tk.make_causal(1 + s + s * s / 2)
     q, k, v = tk.cast(q, tk.f32) * scale, tk.cast(k, tk.f32), tk.cast(v, tk.f32)
-    top = tk.mma_AB(tk.row_outer(q, q / 2), s2, precision=precision)
-    top = tk.mma_AB(q, s1, tk.mma_AB(a, v, top, precision=precision), precision=precision) + s0
+    (q1, q2), (k1, k2) = powers(q, 0.5, whole), powers(k, 1, whole)
+    top = tk.mma_AB(q2, s2, precision=precision)
+    top = tk.mma_AB(q1, s1, tk.mma_AB(a, v, top, precision=precision), precision=precision) + s0
     bottom = tk.row_sum(a) + t0 + tk.row_sum(q * (tk.mma_AB(q, t2, precision=precision) / 2 + t1))
     t1, t2 = tk.col_sum(k, t1), tk.mma_AtB(k, k, t2, precision=precision)
-    s0, s1 = tk.col_sum(v, s0), tk.mma_AtB(k, v, s1, precision=precision)
-    s2 = tk.mma_AtB(tk.row_outer(k, k), v, s2, precision=precision)
+    s0, s1 = tk.col_sum(v, s0), tk.mma_AtB(k1, v, s1, precision=precision)
+    s2 = tk.mma_AtB(k2, v, s2, precision=precision)
     return t1, t2, s0, s1, s2, top / bottom
 
 
-GPU = {"gpu_backward": {t: {"chunk": 16, "cols": 32} for t in ("bf16", "f16")}}
+# A GPU multiplies faster than it gathers.
+ALL, LOW = {"whole": True}, {"whole": True, "chunk": 16, "cols": 32}
+GPU = {"gpu": dict.fromkeys(("f32", "bf16", "f16"), ALL), "gpu_backward": {"bf16": LOW, "f16": LOW}}
 
 
 @tk.lcsf(where=["1 <= F <= 32"], stages=2, consumer_warps=8, persistent=False, autocast=True, **GPU)
@@ -59,6 +71,7 @@ def based(
     *,
     chunk: int | None = None,
     cols: int | None = None,
+    whole: bool = False,
 ):
     """y[i] = sum over j <= i of a(i, j) v[j], divided by the sum of a(i, j) = 1 + s + s^2 / 2.
 
@@ -67,25 +80,28 @@ def based(
     ask for the state after. The sequence is worked off in chunks: the
     quadratic form within one, the state for all that came before, one division in fp32. A program
     does ``cols`` columns of v in chunks of ``chunk`` rows; both are 32 unless given, or 16 where
-    F > 16. Arora et al., "Simple linear attention language models
+    F > 16. Where no s1 and s2 come or go, and not ``whole``, of k_i k_j and k_j k_i one is kept,
+    which takes half the multiply-adds. Arora et al., "Simple linear attention language models
     balance the recall-throughput tradeoff" (arXiv 2402.18668, section 4).
     """
-    side = 32 if tk.static("F") <= 16 else 16
+    f, side = tk.static("F"), 32 if tk.static("F") <= 16 else 16
     rows, width = chunk or side, cols or side
     b, h, c = tk.tasks("B", "H", tk.cdiv("V", width))
     n0 = 0.0 if t0 is None else tk.load(t0, (b, h))
+    every = whole or not (s1 is None and s2 is None and new_s1 is None and new_s2 is None)
+    one, two = "F" if every else -(-f // 16) * 32, -(-max(1, f // 2 * f) // 16) * 16
 
     def setup():
         n1, n2 = begin(t1, (b, h, 0), "F"), begin(t2, (b, h, 0, 0), "F", "F")
-        m0, m1 = begin(s0, (b, h, c), width), begin(s1, (b, h, 0, c), "F", width)
-        return n1, n2, m0, m1, begin(s2, (b, h, 0, 0, c), ("F", "F"), width)
+        m0, m1 = begin(s0, (b, h, c), width), begin(s1, (b, h, 0, c), one, width)
+        return n1, n2, m0, m1, begin(s2, (b, h, 0, 0, c), ("F", "F") if every else two, width)
 
     def load(i):
         qt, kt = tk.load(q, (b, h, i, 0), (rows, "F")), tk.load(k, (b, h, i, 0), (rows, "F"))
         return qt, kt, tk.load(v, (b, h, i, c), (rows, width))
 
     def compute(i, n1, n2, m0, m1, m2, qt, kt, vt):
-        return attend(qt, kt, vt, n0 + i * rows, n1, n2, m0, m1, m2)
+        return attend(qt, kt, vt, n0 + i * rows, n1, n2, m0, m1, m2, every)
 
     def store(i, yt):
         tk.store(y, yt, (b, h, i, c))
@@ -125,7 +141,7 @@ def based_decode(
     n1, n2 = tk.load(t1, (b, h, 0), "F"), tk.load(t2, (b, h, 0, 0), ("F", "F"))
     m0, m1 = tk.load(s0, (b, h, 0), "V"), tk.load(s1, (b, h, 0, 0), ("F", "V"))
     m2 = tk.load(s2, (b, h, 0, 0, 0), (("F", "F"), "V"))
-    n1, n2, m0, m1, m2, yt = attend(qt, kt, vt, n0, n1, n2, m0, m1, m2)
+    n1, n2, m0, m1, m2, yt = attend(qt, kt, vt, n0, n1, n2, m0, m1, m2, True)
     tk.store(y, yt, row)
     tk.store(t0, n0 + 1.0, (b, h))
     tk.store(t1, n1, (b, h, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from codegen.cpu.emit import Val, const
+from codegen.cpu.lower import permute
 from codegen.cpu.lower.elementwise import vector
 from codegen.cpu.lower.tensor import Const, Reindex, loops, nest
 from codegen.cpu.ttir import Op
@@ -27,7 +28,9 @@ def gather(low, op: Op) -> None:
         i = Val(i.ty, i.kind, i.x, n=i.n, level=max(v.level for v in idx))
         return (*idx[:axis], i, *idx[axis + 1 :])
 
-    low.env[op.results[0]] = Reindex(op.result_types[0], src, index)
+    ty = op.result_types[0]
+    known = permute.gathered(low, ty, src, where, index) if axis == 1 else None
+    low.env[op.results[0]] = known or Reindex(ty, src, index)
 
 
 def histogram(low, op: Op) -> None:

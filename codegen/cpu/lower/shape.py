@@ -101,6 +101,10 @@ class _Two(Tensor):
 class Join(_Two):
     """Two tensors along a new last axis of size 2."""
 
+    def __init__(self, ty: Type, a: Tensor, b: Tensor) -> None:
+        super().__init__(ty, a, b)
+        self.near = (*range(len(a.shape)), None)  # vectors along other axes are the first's too
+
     def at(self, g, idx):
         a, b = self.inputs
         last, rest = idx[-1], idx[:-1]

@@ -66,3 +66,46 @@ def test_rows_of_a_strip():
     size = (a.abs() @ weight.abs()).sum(1) + square
     assert ((s - product - square).abs() <= 256 * 2.0**-24 * size).all()
     assert "masked.scatter" not in kernel.asm["llir"]
+
+
+@triton.jit
+def turned(x, v, o, F: tl.constexpr, D: tl.constexpr, CASE: tl.constexpr):
+    """Columns in an order that is known when compiling, multiplied in pairs, and summed up."""
+    n, f, d, g = tl.arange(0, 64), tl.arange(0, F), tl.arange(0, D), tl.arange(0, F * F)
+    k = tl.load(x + n[:, None] * F + f[None, :])
+    if CASE == "joined":
+        both = tl.reshape(tl.permute(tl.join(k, k * k), (0, 2, 1)), (64, 2 * F))
+        t = tl.load(v + n[:, None] * D + d[None, :])
+        out = tl.dot(tl.trans(both), t, input_precision="ieee")
+        tl.store(o + tl.arange(0, 2 * F)[:, None] * D + d[None, :], out)
+        return
+    at = tl.broadcast_to(((g + g // F) % F)[None, :], (64, F * F))
+    if CASE == "other rows":
+        at = (at + n[:, None]) % F
+    pairs = tl.gather(k, tl.broadcast_to((g % F)[None, :], (64, F * F)), 1) * tl.gather(k, at, 1)
+    if CASE == "back":
+        here = tl.broadcast_to((g // F * F + (g + F - g // F) % F)[None, :], (64, F * F))
+        pairs = tl.gather(pairs, here, 1)
+    tl.store(o + n[:, None] * F * F + g[None, :], pairs)
+
+
+@pytest.mark.parametrize("f", [16, 32, 8])
+@pytest.mark.parametrize("case", ["pairs", "back", "other rows", "joined"])
+def test_permuted(case, f):
+    """What is gathered within a vector is permuted; over two vectors, or by the row, it is not."""
+    x, v = torch.randn(64, f), torch.randn(64, 16)
+    o = torch.empty(2 * f, 16) if case == "joined" else torch.empty(64, f * f)
+    kernel = turned[(1,)](x, v, o, f, 16, case)
+    g, n = torch.arange(f * f), torch.arange(64)[:, None]
+    if case == "joined":
+        want = torch.cat([x, x * x], 1).double().T @ v.double()
+        torch.testing.assert_close(o.double(), want, atol=1e-4, rtol=1e-5)
+    else:
+        at = (g + g // f + n * (case == "other rows")) % f
+        want = x[:, g % f] * x.gather(1, at.expand(64, -1))
+        if case == "back":
+            want = want[:, g // f * f + (g + f - g // f) % f]
+        assert torch.equal(o, want)
+    width = kernel.asm["llir"].count("permvar.sf.512")
+    if f == 16 and case in ("pairs", "back") and "<16 x float>" in kernel.asm["llir"]:
+        assert width and "masked.gather" not in kernel.asm["llir"]
