@@ -19,6 +19,7 @@ from triton.errors import TritonError
 from codegen.aot import CPU, Compiled, compile_source
 from codegen.cpu.ttir import Unsupported
 from codegen.ir import DTYPES, DType, Function
+from tkpy.backward_plan import entry_of
 from tkpy.call import Call, holds
 from tkpy.errors import TkError
 from tkpy.signature import (
@@ -163,7 +164,9 @@ def backward_for(
     made = backward.derive(key, wrt, given, joint=joint)
     choices = backward.choose(made.derivation.taped, call)
     cut = {c.loop: c.segment for c in choices if c.segment}
-    return backward.derive(key, wrt, given, joint=joint, segments=cut) if cut else made
+    made = backward.derive(key, wrt, given, joint=joint, segments=cut) if cut else made
+    wide = backward.addressed(key, entry_of(made), call)
+    return made if wide == key else backward.derive(wide, wrt, given, joint=joint, segments=cut)
 
 
 def compile_for(kernel: Kernel, target: str, setting: Setting | None = None) -> Compiled:

@@ -7,18 +7,16 @@ checked as such. Differentiation itself is in ``codegen.grad``.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from codegen.cost import RunTime, cost
-from codegen.expr import text
-from codegen.ir import Param
 from tkpy import memory
+from tkpy.backward_plan import Compiled, Program, Tensor, entry_of, more_sums, program_of, vast
 from tkpy.call import Call
 from tkpy.carries import Choice, checked, choose, facts, rates
 from tkpy.errors import CallError, NeedStatic
@@ -27,92 +25,16 @@ from tkpy.lower import Differentiated, VariantKey, differentiate
 from tkpy.sides import Sides, open_sides
 from tkpy.signature import TORCH_NAMES, TensorSpec
 
-#: Partial sums, but for one of each, may take the bytes of the call's tensors over so many, and so
-#: many bytes anyway: else gradients that share a loop nest come out apart.
-SHARE, LEAST = 4, 4 << 20
-#: Unless programs apart do more FLOPs than so many times those of the forward.
-MOST_FLOPS = 3.6
-
 if TYPE_CHECKING:
     from codegen.grad.carries import Taped
     from tkpy.kernel import Kernel
     from tkpy.pipeline.device import Device
 
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that a program takes: how large, of what, and what it must hold before."""
-
-    name: str
-    role: str
-    dtype: str
-    dims: str  # Python source of a tuple of the named sizes
-    zeroed: bool = False
-    pair: bool = False
-    parts: int = 0  # leading dimensions over which partial sums are added
-
-    def make(self, sizes: Mapping[str, int], device: torch.device) -> torch.Tensor:
-        make, shape, dtype = self.how(sizes)
-        return make(shape, dtype, device)
-
-    def how(
-        self, sizes: Mapping[str, int]
-    ) -> tuple[Callable[..., torch.Tensor], list[int], torch.dtype]:
-        """What ``make`` calls: the function, the shape and the type."""
-        known = all(isinstance(n, int) for n in sizes.values())
-        least, most = (min, max) if known else (_least, _most)
-        shape = eval(self.dims, {"min": least, "max": most}, dict(sizes))
-        dtype = getattr(torch, TORCH_NAMES[self.dtype])
-        if self.pair:
-            shape, dtype = shape[:-1], torch.complex64
-        return memory.zeros if self.zeroed else memory.empty, list(shape), dtype
-
-
-def _least(*numbers):
-    """``min`` of numbers that may be symbols."""
-    return functools.reduce(torch.sym_min, numbers)
-
-
-def _most(*numbers):
-    return functools.reduce(torch.sym_max, numbers)
-
-
-@dataclass(frozen=True)
-class Program:
-    """One compiled program, its parameters in order, and the names of its scalars."""
-
-    source: str
-    name: str
-    tensors: tuple[Tensor, ...]
-    scalars: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A backward: the forward that saves, what it saves, and the programs."""
-
-    forward: Program
-    saved: tuple[Tensor, ...]
-    programs: tuple[Program, ...]
-    launches: tuple[Callable[..., None], ...]  # of the forward, then of the programs
-
-    @functools.cached_property
-    def reads(self) -> frozenset[str]:
-        """The names of all that the programs take."""
-        return frozenset(t.name for p in self.programs for t in p.tensors)
-
-    @functools.cached_property
-    def done(self) -> list[list[str]]:
-        """For each of the programs the scratch memory that no later one reads."""
-        last = {
-            t.name: k
-            for k, p in enumerate(self.programs)
-            for t in p.tensors
-            if t.role != "in" and not t.name.startswith("d_")
-        }
-        for k, p in enumerate(self.programs):
-            last.update({t.name: k for t in p.tensors if t.name in last})
-        return [[n for n, at in last.items() if at == k] for k in range(len(self.programs))]
+#: Partial sums, but for one of each, may take the bytes of the call's tensors over so many, and so
+#: many bytes anyway: else gradients that share a loop nest come out apart.
+SHARE, LEAST = 4, 4 << 20
+#: Unless programs apart do more FLOPs than so many times those of the forward.
+MOST_FLOPS = 3.6
 
 
 class Backward:
@@ -320,6 +242,7 @@ class Backward:
                 how: tuple = (wrt, given, deterministic)
                 how = (*how, self.jointly(key, *how, call))
                 how = (*how, self.segments(key, how, call))
+                key = self.addressed(key, self._entry(key, how), call)
                 slot = (key, repr(key.constants), how, executor(call.device))
                 if slot not in self._compiled:
                     self._compiled[slot] = self._load(key, how, call.device)
@@ -336,7 +259,17 @@ class Backward:
         )
 
     def _key(self, call: Call) -> VariantKey:
-        return replace(self.kernel.key_of(call), described=False)
+        key = replace(self.kernel.key_of(call), described=False)
+        if key.machine or call.device.type == "cpu":
+            return key
+        return replace(key, machine=call.machine or machine_of(call.device))
+
+    def addressed(self, key: VariantKey, entry: Mapping[str, Any], call: Call) -> VariantKey:
+        """``key``, with offsets of 64 bits where ``entry``'s programs have tensors that ask for it.
+
+        A tape may need them where no tensor of ``call`` does.
+        """
+        return key if key.wide else replace(key, wide=vast(entry, call.sizes))
 
     def key_of(self, call: Call) -> VariantKey:
         """The variant of the kernel that the backward of ``call`` is derived from."""
@@ -360,7 +293,7 @@ class Backward:
             return usually
         how = (wrt, given, deterministic)
         together = self._entry(key, (*how, True, ()))
-        if _more_sums(together, call.sizes) <= max(self._moved(call) // SHARE, LEAST):
+        if more_sums(together, call.sizes) <= max(self._moved(call) // SHARE, LEAST):
             return True
         apart = self._apart(key, how)
         return apart["saved"] != together["saved"] or apart["flops"] > MOST_FLOPS
@@ -398,13 +331,13 @@ class Backward:
     def _entry(self, key: VariantKey, how: tuple) -> dict:
         def make():
             made = self.derive(key, *how[:3], joint=how[3], segments=dict(how[4]))
-            return _entry(made), made.forward
+            return entry_of(made), made.forward
 
         return self.kernel._store.derived(f"backward {how}", key, make)
 
     def _load(self, key: VariantKey, how: tuple, device: torch.device) -> Compiled:
         entry = self._entry(key, how)
-        programs = [_program(p) for p in entry["programs"]]
+        programs = [program_of(p) for p in entry["programs"]]
         saved = tuple(Tensor(**t) for t in entry["saved"])
         launches = tuple(launcher(p.source, p.name, device) for p in programs)
         return Compiled(programs[0], saved, tuple(programs[1:]), launches)
@@ -414,7 +347,7 @@ class Backward:
 
         def make():
             made = self.derive(key, *how)
-            return {**_entry(made), "flops": self._flops(key, made)}, made.forward
+            return {**entry_of(made), "flops": self._flops(key, made)}, made.forward
 
         return self.kernel._store.derived(f"backward apart {how}", key, make)
 
@@ -451,56 +384,6 @@ class Backward:
             k.fn, k.signature, key, tuple(wrt), tuple(given), k.num_warps, k.num_stages,
             k.template, deterministic, poison, joint, segments,
         )  # fmt: skip
-
-
-def _more_sums(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
-    """Bytes of the partial sums that a joint backward has and others have not."""
-    made = {t["name"]: Tensor(**t) for p in entry["programs"] for t in p["tensors"]}
-    more = 0
-    for t in (made[f"d_{n}"] for n in entry["guests"]):
-        _, shape, dtype = t.how(sizes)
-        several, one = math.prod(shape[: t.parts]), math.prod(shape[t.parts :])
-        more += max(several - 1, 0) * one * dtype.itemsize
-    return more
-
-
-def _entry(made: Differentiated) -> dict:
-    gradients = made.derivation.gradients
-    zeroed = {f"d_{g.name}" for g in gradients.values() if g.zeroed}
-    parts = {f"d_{g.name}": g.parts for g in gradients.values()}
-
-    def tensor(p: Param) -> dict:
-        dims = "(" + "".join(f"{text(d)}, " for d in p.dims) + ")"
-        return {
-            "name": p.name,
-            "role": p.role,
-            "dtype": p.dtype.name,
-            "dims": dims,
-            "zeroed": p.name in zeroed or p.zeroed,
-            "pair": p.pair,
-            "parts": parts.get(p.name, 0),
-        }
-
-    programs = [
-        {
-            "source": lowered.source,
-            "name": lowered.fn.name,
-            "tensors": [tensor(p) for p in lowered.fn.params if p.role != "scalar"],
-            "scalars": [p.name for p in lowered.fn.params if p.role == "scalar"],
-        }
-        for lowered in (made.forward, *made.pieces)
-    ]
-    return {
-        "programs": programs,
-        "saved": [tensor(p) for p in made.derivation.saved],
-        "taped": facts(made.derivation.taped),
-        "guests": [n for p in made.derivation.pieces for n in p.guests],
-    }
-
-
-def _program(entry: dict) -> Program:
-    tensors = tuple(Tensor(**t) for t in entry["tensors"])
-    return Program(entry["source"], entry["name"], tensors, tuple(entry["scalars"]))
 
 
 __all__ = ["Backward", "Compiled", "Program", "Tensor"]

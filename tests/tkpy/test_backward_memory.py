@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+import tkpy as tk
 from tkpy import backward, memory
-from tkpy.ahead import Setting, call_of
-from tkpy.backward import Tensor
+from tkpy.ahead import Setting, backward_for, call_of
+from tkpy.backward_plan import Tensor
 from zoo.kernels.attention import attention
 from zoo.kernels.linear_cross_entropy import linear_cross_entropy
 
@@ -124,3 +125,48 @@ def test_a_sum_of_one_is_that_one():
     terms = torch.randn(1, 1, 5, 6)
     same = memory.added_up(terms, 2, torch.float32)
     assert same.data_ptr() == terms.data_ptr() and same.shape == (5, 6)
+
+
+@tk.kernel
+def recurrent(x: tk.Global["N D"], s: tk.Global["D D"], o: tk.Out["D D"]):
+    """A state whose every value its own adjoint asks for."""
+    tk.grid(1)
+    state = tk.load(s, (0, 0), shape=("D", "D"))
+    for i in tk.range(tk.cdiv("N", 16)):
+        a = tk.load(x, (i, 0), shape=(16, "D"))
+        state = tk.tanh(state + tk.mm_AtB(a, a))
+    tk.store(o, state, (0, 0))
+
+
+@pytest.mark.parametrize(("tokens", "wide"), [(2**22, False), (2**24, True)])
+def test_a_tape_of_more_than_32_bits(monkeypatch, tokens, wide):
+    """Of 64 KB for 16 tokens: the call's tensors have 2^30 numbers at most, and the tape 2^32."""
+    monkeypatch.setattr(recurrent.backward, "carries", "saved")
+    setting = Setting("f32", {"N": tokens, "D": 64})
+    call = call_of(recurrent, setting, "cpu", "cpu")
+    assert not call.wide
+    made = backward_for(recurrent, setting, "cpu", "cpu")
+    compiled, _ = recurrent.backward.compiled(call, ("s", "x"), ("o",))
+    for text in (made.pieces[0].source, compiled.programs[0].source):
+        assert "tape_0" in text and ("tl.int64" in text) == wide
+    assert made.forward.fn.wide == wide
+    monkeypatch.setattr(recurrent.backward, "carries", "replayed")
+    assert "tl.int64" not in backward_for(recurrent, setting, "cpu", "cpu").pieces[0].source
+
+
+@pytest.mark.parametrize(("target", "stages"), [("sm_90", 3), ("gfx942", 2)])
+def test_stages_of_a_plain_kernel(target, stages):
+    """Shared memory holds so many loads of a loop, of kernels without a template too."""
+    made = backward_for(product, Setting("f32", {"N": 128}), "cuda", target)
+    loops = [p for p in made.pieces if any(op.kind == "for" for op in p.fn.body.walk())]
+    assert loops and all(p.fn.schedule.machine == target for p in made.pieces)
+    assert [p.fn.schedule.stages for p in loops] == [stages] * len(loops)
+
+
+@tk.kernel
+def product(a: tk.Global["M K"], b: tk.Global["K N"], c: tk.Out["M N"]):
+    i = tk.grid(tk.cdiv("M", 64))
+    acc = tk.zeros(64, "N")
+    for k in tk.range(tk.cdiv("K", 64)):
+        acc += tk.load(a, (i, k), (64, 64)) @ tk.load(b, (k, 0), (64, "N"))
+    tk.store(c, acc, (i, 0))

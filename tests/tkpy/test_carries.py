@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import tkpy as tk
 from codegen.grad.tape import Tapes
 from tkpy import carries
-from tkpy.backward import Tensor
+from tkpy.backward_plan import Tensor, entry_of
 from tkpy.cli import app
 from tkpy.errors import TkError
 from zoo.kernels.based import based
@@ -125,9 +125,7 @@ def test_nests(segments):
 
 def bytes_of(derived):
     """Of the memory that the programs take for carries, as a call would allocate it."""
-    from tkpy.backward import _entry
-
-    tensors = [Tensor(**t) for p in _entry(derived.made)["programs"] for t in p["tensors"]]
+    tensors = [Tensor(**t) for p in entry_of(derived.made)["programs"] for t in p["tensors"]]
     sizes = derived.call.sizes
     return sum(
         t.make(sizes, torch.device("cpu")).nbytes for t in tensors if t.name.startswith("tape")

@@ -4,6 +4,7 @@ import cli_kernels
 import pytest
 import torch
 from gradients import native
+from test_carries import given, recurrent
 from test_export import run_alone
 from test_gradients_of_scans import scans
 
@@ -48,6 +49,29 @@ def test_operators_of_scans_stay_apart(tmp_path):
     given = {"kept": [torch.tensor(t) for t in made], "gradients": (cotangent,)}
     report = run_alone(tmp_path, source, "scans_backward", {"g": ((x,), {**what, **given})})
     assert torch.allclose(torch.tensor(report["g"][0]), want, 1e-4, 1e-5)
+
+
+@pytest.mark.slow
+def test_carries_by_hand(tmp_path, monkeypatch):
+    """A loop that is cut as ``carries`` says is cut in the export too, and gives the same bits."""
+    leaves = given(70)
+    cts = {"o": torch.randn(70, 9), "last": torch.randn(9, 9)}
+    setting, order = Setting("f32", {"D": 9, "N": 70}), ["x", "w", "s"]
+    texts, results = [], []
+    for wish in ("saved", 2):
+        monkeypatch.setattr(recurrent.backward, "carries", wish)
+        want = native(recurrent, leaves, order, cts)
+        texts.append(export_backward(recurrent, setting))
+        forward = {"y": (tuple(leaves[n] for n in order), {})}
+        made = run_alone(tmp_path, texts[-1], "recurrent", forward)["y"]
+        kept = {"kept": [torch.tensor(t) for t in made], "gradients": tuple(cts.values())}
+        call = {"g": (tuple(leaves[n] for n in order), kept)}
+        got = run_alone(tmp_path, texts[-1], "recurrent_backward", call)["g"]
+        results.append([torch.tensor(t) for t in got])
+        for n, t in zip(order, results[-1], strict=True):
+            assert torch.allclose(t, want[n], 1e-4, 1e-5)
+    assert texts[0] != texts[1] and "segment" in texts[1] and "segment" not in texts[0]
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.slow

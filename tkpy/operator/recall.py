@@ -18,7 +18,7 @@ from tkpy import memory
 from tkpy.operator import schema
 
 if TYPE_CHECKING:
-    from tkpy.backward import Tensor
+    from tkpy.backward_plan import Tensor
     from tkpy.kernel import Kernel
     from tkpy.replay import Plan, Replay
 

@@ -26,7 +26,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from tkpy.backward import Backward, Compiled, Tensor, _entry, _program
+from tkpy.backward import Backward
+from tkpy.backward_plan import Compiled, Tensor, entry_of, program_of
 from tkpy.errors import TkError
 from tkpy.execution import launcher
 from tkpy.signature import TORCH_NAMES
@@ -40,8 +41,8 @@ class Poisoned(Backward):
 
     def _load(self, key, how, device) -> Compiled:
         segments = dict(how[4])
-        entry = _entry(self.derive(key, *how[:3], poison=True, joint=how[3], segments=segments))
-        programs = [_program(p) for p in entry["programs"]]
+        entry = entry_of(self.derive(key, *how[:3], poison=True, joint=how[3], segments=segments))
+        programs = [program_of(p) for p in entry["programs"]]
         saved = tuple(Tensor(**t) for t in entry["saved"])
         launches = tuple(launcher(p.source, p.name, device) for p in programs)
         return Compiled(programs[0], saved, tuple(programs[1:]), launches)
