@@ -102,7 +102,8 @@ def _linear_cross_entropy(dtype: str) -> Step:
     m, v, d = 4096, 32768, 512
     x, w = _randn(m, d, dtype=dtype), _randn(v, d, dtype=dtype) * d**-0.5
     target = torch.randint(v, (m,))
-    blocks = {"rows": 256, "cols": 256, "depth": 512}
+    side = 256 if dtype == "fp32" else 512
+    blocks = {"rows": side, "cols": side, "depth": 512}
     step = Step(
         [x, w],
         lambda x, w: linear_cross_entropy(x, w, target, **blocks).mean(),
