@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -404,10 +404,15 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a0 < b1 and b0 < a1
 
 
+def conditions(where: str | Iterable[str]) -> tuple[str, ...]:
+    """Preconditions as decorators take them: one, or several."""
+    return (where,) if isinstance(where, str) else tuple(where)
+
+
 def kernel(
     fn: Callable | None = None,
     *,
-    where: list[str] | tuple[str, ...] = (),
+    where: str | list[str] | tuple[str, ...] = (),
     num_warps: int = 4,
     num_stages: int = 3,
     autocast: bool = False,
@@ -418,7 +423,8 @@ def kernel(
 
     Args:
         where: preconditions over dimensions, tensors and scalars, such as ``"H % G == 0"``,
-            ``"0 <= labels < V"`` or ``"sorted(offsets)"``. Calls are held against them.
+            ``"0 <= labels < V"`` or ``"sorted(offsets)"``; one, or a list of them. Calls are held
+            against them.
         num_warps: warps of a program on a GPU.
         num_stages: depth of Triton's software pipeline on a GPU.
         autocast: under ``torch.autocast`` inputs whose type the signature leaves open are cast, as
@@ -433,8 +439,10 @@ def kernel(
             does not fit it (``tkpy.sides.sides_of``). The body is compiled at the first call, and
             raises ``CompileError`` then.
     """
-    if fn is not None:
-        return Kernel(fn)
-    return lambda f: Kernel(
-        f, tuple(where), num_warps, num_stages, None, autocast, gpu, gpu_backward
-    )
+
+    def decorate(f: Callable) -> Kernel:
+        return Kernel(
+            f, conditions(where), num_warps, num_stages, None, autocast, gpu, gpu_backward
+        )
+
+    return decorate(fn) if fn is not None else decorate

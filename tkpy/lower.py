@@ -13,6 +13,7 @@ from codegen.grad.errors import NoGradient
 from codegen.grad.plan import Derivation, derive, prepare
 from codegen.host import module_source
 from codegen.ir import DTYPES, DType, Function, Param, Region, f32
+from codegen.lengths import LengthError, check_lengths
 from codegen.ops.base import IRError
 from codegen.ops.mask import COL, ROW
 from codegen.passes import optimise
@@ -105,6 +106,10 @@ def lower(
     ir, walker = _walk(fn, signature, key, template)
     if watch:
         watch("frontend", ir)
+    try:
+        check_lengths(ir)
+    except LengthError as e:
+        raise CompileError(e.loc, str(e)) from None
     return finish(ir, key, num_warps, num_stages, template, poison, watch, split, walker)
 
 

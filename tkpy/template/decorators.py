@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tkpy.errors import TkError
-from tkpy.kernel import Kernel
+from tkpy.kernel import Kernel, conditions
 from tkpy.sides import Sides
 from tkpy.template.knobs import Template
 
@@ -15,7 +15,7 @@ def _decorator(kind: str, fn, where, autocast: bool, sides, knobs: dict) -> Call
 
     def decorate(f: Callable) -> Kernel:
         warps, stages = template.consumer_warps, template.stages or 3
-        return Kernel(f, tuple(where), warps, stages, template, autocast, *sides)
+        return Kernel(f, conditions(where), warps, stages, template, autocast, *sides)
 
     return decorate(fn) if fn is not None else decorate
 
@@ -23,7 +23,7 @@ def _decorator(kind: str, fn, where, autocast: bool, sides, knobs: dict) -> Call
 def lcf(
     fn: Callable | None = None,
     *,
-    where: list[str] | tuple[str, ...] = (),
+    where: str | list[str] | tuple[str, ...] = (),
     stages: int | None = None,
     input_stages: int | None = None,
     consumer_warps: int = 8,
@@ -64,7 +64,7 @@ def lcf(
 def lcsf(
     fn: Callable | None = None,
     *,
-    where: list[str] | tuple[str, ...] = (),
+    where: str | list[str] | tuple[str, ...] = (),
     stages: int | None = None,
     input_stages: int | None = None,
     output_stages: int = 1,
