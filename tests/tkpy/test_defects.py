@@ -50,7 +50,7 @@ DEFECTS = [
     ("based", "based", "tk.col_sum(k, t1), tk.mma", "tk.col_sum(k), tk.mma", "state of the normaliser lost between chunks"),
     ("based", "based", "1 + s + s * s / 2", "1 + s + s * s", "half forgotten"),
     ("based", "based", "n0 + i * rows, n1", "n0, n1", "keys before the chunk not counted"),
-    ("based", "based", 'finish(new_t0, n0 + tk.dim("N")', 'finish(new_t0, n0 + tk.cdiv("N", rows) * rows', "padded keys counted"),
+    ("based", "based", 'end(new_t0, n0 + tk.dim("N")', 'end(new_t0, n0 + tk.cdiv("N", rows) * rows', "padded keys counted"),
 ]  # fmt: skip
 
 
