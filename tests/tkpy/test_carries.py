@@ -228,7 +228,9 @@ def test_what_is_no_choice(wish):
 
 @slow
 def test_cost_says_which_and_why():
-    out = CliRunner().invoke(app, ["cost", "linear_attention", "--backward", "N=512", "--json"])
+    out = CliRunner().invoke(
+        app, ["cost", "linear_attention", "--backward", "N=512", "chunk=64", "--json"]
+    )
     (said,) = json.loads(out.stdout)["carries"]
     assert (said["places"], said["segment"], said["why"]) == (8, 0, "keeping them is faster")
 
