@@ -240,7 +240,7 @@ class Backward:
             key = self._key(call)
             try:
                 how: tuple = (wrt, given, deterministic)
-                how = (*how, self.jointly(key, *how, call))
+                how = (*how, self.jointly(key, wrt, given, deterministic, call))
                 how = (*how, self.segments(key, how, call))
                 key = self.addressed(key, self._entry(key, how), call)
                 slot = (key, repr(key.constants), how, executor(call.device))
