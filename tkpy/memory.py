@@ -29,8 +29,16 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of zeros."""
-    return empty(shape, dtype, device).zero_()
+    """A tensor of zeros.
+
+    A small one is filled by this thread: PyTorch's others would go on spinning on the processors
+    that the kernel is about to use.
+    """
+    t = empty(shape, dtype, device)
+    if device.type == "cpu" and type(t) is torch.Tensor and t.nbytes < LARGE:
+        ctypes.memset(t.data_ptr(), 0, t.nbytes)
+        return t
+    return t.zero_()
 
 
 def added_up(terms: torch.Tensor, leading: int, dtype: torch.dtype) -> torch.Tensor:

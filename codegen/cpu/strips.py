@@ -24,6 +24,7 @@ from codegen.cpu.lower.uses import Uses, writes
 from codegen.cpu.ttir import BYTES, Block, Func, Op, Region, Type
 
 SHORT, TALL = 32, 64  # rows: two matrix tiles of bf16; else panels are read half as often
+NEAR = 32 << 10  # bytes of several products that are used up inside: the first-level cache
 LEAST_BYTES = 24 << 10  # of a product that is used up inside: less stays near anyway
 _INTEGER = ("i1", "i8", "i16", "i32", "i64", "ptr")
 FOLDS = ("tt.reduce", "tt.scan")
@@ -99,15 +100,33 @@ def _stretch(ops: list[Op], block: Block, uses: Uses) -> list[Op]:
         rows = SHORT if any("xbf16>" in t or "xf16>" in t for t in seed.types) else TALL
         if m < 2 * rows or m % rows:
             continue
-        group, later = _grow(ops, m, types)
+        alone = [op for op in ops if rows == SHORT and _in_place(op, uses)]
+        group, later = _grow(ops, m, types, alone)
         group, later = _trim(ops, group, later, uses)
+        if rows == TALL and _used_up(group, uses) * TALL > NEAR:
+            rows = SHORT
         if _pays(group, uses):
             return _rewrite(ops, group, later, (m, rows), block, uses, types)
     return ops
 
 
-def _grow(ops: list[Op], m: int, types: Types) -> tuple[list[Op], list[Op]]:
-    """The group that begins with the first product of ``m`` rows, and the ops that follow it."""
+def _in_place(op: Op, uses: Uses) -> bool:
+    """Is a product only added to memory? In matrix tiles that is done where it lies."""
+    if op.name != "tt.dot":
+        return False
+    there = uses.defs.get(op.operands[2])
+    loaded = isinstance(there, Op) and there.name == "tt.load"
+    return loaded and [u.name for u in uses.of(op.results[0])] == ["tt.store"]
+
+
+def _grow(
+    ops: list[Op], m: int, types: Types, alone: Iterable[Op] = ()
+) -> tuple[list[Op], list[Op]]:
+    """The group that begins with the first product of ``m`` rows, and the ops that follow it.
+
+    Those ``alone`` stay out of it.
+    """
+    apart = {id(op) for op in alone}
     rows: set[str] = set()
     after: set[str] = set()
     group, later = [], []
@@ -116,7 +135,9 @@ def _grow(ops: list[Op], m: int, types: Types) -> tuple[list[Op], list[Op]]:
         if any(v in after for v in op.operands):
             after.update(op.results)
             later.append(op)
-        elif (inside or op.name == "tt.dot") and by_rows(op, m, rows, types):
+        elif (
+            id(op) not in apart and (inside or op.name == "tt.dot") and by_rows(op, m, rows, types)
+        ):
             rows.update(op.results)
             group.append(op)
         elif inside:
@@ -172,6 +193,14 @@ def _pays(group: list[Op], uses: Uses) -> bool:
         if users and all(id(u) in inside for u in users) and _ends(op, inside, uses):
             return True
     return False
+
+
+def _used_up(group: list[Op], uses: Uses) -> int:
+    """Bytes in a row of products that nobody reads outside, where there are two or more."""
+    inside = {id(op) for op in group}
+    types = [op.result_types[0] for op in group if op.name == "tt.dot"
+             and all(id(u) in inside for u in uses.of(op.results[0]))]  # fmt: skip
+    return sum(t.shape[1] * BYTES[t.elem] for t in types) if len(types) > 1 else 0
 
 
 def _ends(op: Op, inside: set[int], uses: Uses) -> bool:

@@ -367,12 +367,14 @@ def _cut(fn: Function, loop: Op, name: str) -> tuple[Function | None, list[Param
 
     reads = [Param(p.name, "in", p.dtype, p.dims) for p in memory]
     fn.params = [*fn.params, *reads]
-    at = Emit(fn, Region())
+    # Read where it was made: it may reach the loop through what is made again, a broadcast say.
+    loads: dict[int, list[Op]] = {}
     mapping = {}
     for p, v in zip(reads, wanted, strict=True):
+        at = Emit(fn, Region())
         mapping[v] = at.shaped(at.op("load", [], place_like(p, outer, v.type)).result, v.type)
-    position = next(k for k, op in enumerate(fn.body.ops) if op is loop)
-    fn.body.ops = [*fn.body.ops[:position], *at.regions[0].ops, *fn.body.ops[position:]]
-    for op in loop.regions[0].walk():
+        loads.setdefault(id(v.op), []).extend(at.regions[0].ops)
+    for op in fn.body.walk():
         op.operands = [mapping.get(v, v) for v in op.operands]
+    fn.body.ops = [new for op in fn.body.ops for new in (op, *loads.get(id(op), []))]
     return before, reads

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from codegen.cpu import floats
 from codegen.cpu.emit import Val, const, ll, mangle
-from codegen.cpu.lower import access, inplace, prefix, tiles
+from codegen.cpu.lower import access, inplace, operands, prefix, tiles
 from codegen.cpu.lower.packing import (
     Ahead,
     Panel,
@@ -207,11 +207,19 @@ def _dot2d(low, a: Tensor, b: Tensor, c: Tensor, out: Buffer, live) -> None:
         steps = prefix.up_to(e, k_stop, group * k // rows)
         k_stop = e.op("lshr", "i32", steps, const("i32", 1)) if native else steps
         k_stop = prefix.smaller(e, k_stop, const("i32", rows))
+    a = operands.in_memory(a)
     if not (type(a) is Buffer and (a.steps[1] == 1 or not native)):
         a_stop = k_stop if k_stop is None else e.mul(k_stop, const("i32", k // rows))
         along = contiguous_axis(a)
         width = e.features.width
-        if along == 1 and elem in ("f32", "i32") and not native and k >= width and m >= mr > 1:
+        mostly = None if native else operands.unmasked(low, a)
+        if mostly is not None:
+
+            def masked(out: Buffer) -> None:
+                write(e, a, out, stops={0: m_stop, 1: a_stop})
+
+            a = operands.choose(low, a, *mostly, masked)
+        elif along == 1 and elem in ("f32", "i32") and not native and k >= width and m >= mr > 1:
             a = pack_rows(low, a, mr, m_stop, a_stop)
         elif native and turns(e, a, along):
             a = pack_turned(low, a, m_stop, a_stop)
@@ -365,6 +373,10 @@ class _Kernel:
         for r, v in ((r, v) for r in range(each) for v in range(nv)):
             at = (e.add(row, const("i32", r)), e.add(j, const("i32", v * self.lanes)))
             access.prefetch(e, self.out.address(e, at), near=True)
+            for x in at:
+                x.level = e.scope.level
+            ahead(g, self.c, (at[0], Val("i32", "a", n=self.lanes, base=at[1],
+                                         stride=const("i32", 1), level=e.scope.level)))  # fmt: skip
         if self.coming is None:
             return
         source, column, m = self.coming

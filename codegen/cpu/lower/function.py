@@ -16,6 +16,7 @@ from codegen.cpu.lower import (
     keep,
     library,
     memory,
+    prefix,
     printing,
     reduce,
     region,
@@ -46,6 +47,7 @@ ALIGN = 64
 # Between two large buffers: the same element of the next lies a line before that of the last, in a
 # page, so that no load seems to read what was stored just before it.
 APART = 4096 - ALIGN
+MASKED = 1024  # elements under masks that are worth a loop without them
 
 
 class Lowering:
@@ -143,7 +145,11 @@ class Lowering:
         self.top = mark
 
     def write(self, t: Tensor, out: Buffer) -> None:
-        write(self.e, t, out)
+        """Evaluate a tensor into a buffer; masks only where they may be off."""
+        whole = {}
+        if t.data and len(t.shape) == 2 and t.shape[0] * t.shape[1] >= MASKED:
+            whole = {axis: prefix.whole(self, (t,), axis) for axis in (0, 1)}
+        write(self.e, t, out, whole=whole)
 
     def materialise(self, t: Tensor, name: str = "") -> Buffer:
         """The tensor in memory."""
@@ -354,6 +360,8 @@ def _nothing(low: Lowering, op: Op) -> None:
     """Barriers between the threads of a program: a program here is one thread."""
 
 
+#: A program is one thread, and its loads and stores are in order.
+BARRIERS = ("gpu.barrier", "ttg.barrier", "tt.debug_barrier")
 REASONS = {
     "tt.elementwise_inline_asm": "inline assembly is written for a GPU's instructions",
 }
@@ -379,6 +387,11 @@ def lower(module: Module, features, contract: bool = True, check: bool = False) 
     low = Lowering(module, features, contract)
     low.check = check
     low.func = func
+    if not check:
+        for block in strips.blocks(func.body.blocks):
+            block.ops = [op for op in block.ops if op.name not in BARRIERS]
+            for k, op in enumerate(block.ops):
+                op.index = k
     low.uses = low.own_uses = Uses(func)
     for done in () if check else (rows, strips, packs):
         if done.apply(func, low.uses):

@@ -19,6 +19,7 @@ from codegen.cpu.lower.tensor import (
     loops,
     nest,
 )
+from codegen.cpu.lower.window import Window
 from codegen.cpu.ttir import BYTES, Type
 
 
@@ -66,12 +67,16 @@ AHEAD = 4  # rows that are asked for before they are copied
 
 def ahead(g: Nest, t: Tensor, idx) -> None:
     """Ask for the memory behind an index that a copy will come to, if it is a plain load."""
-    while isinstance(t, Map) and len(t.inputs) == 1:
-        t = t.inputs[0]
-    if isinstance(t, Load):
-        p = g.at(t.ptr, idx)
-        if p.kind == "a":
-            access.prefetch(g.e, p.base)
+    while not isinstance(t, Load):
+        if isinstance(t, Map) and len(t.inputs) == 1:
+            t = t.inputs[0]
+        elif isinstance(t, Window):
+            t, idx = t.src, t.index(g, idx)
+        else:
+            return
+    p = g.at(t.ptr, idx)
+    if p.kind == "a":
+        access.prefetch(g.e, p.base)
 
 
 class Ahead(Tensor):

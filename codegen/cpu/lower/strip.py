@@ -10,33 +10,9 @@ from __future__ import annotations
 from codegen.cpu.emit import Val, const
 from codegen.cpu.lower import alias, control, prefix, reduce
 from codegen.cpu.lower.requests import Requests
-from codegen.cpu.lower.tensor import Buffer, Const, Nest, Splat, Tensor, loops, nest
+from codegen.cpu.lower.tensor import Buffer, Const, Splat, Tensor, loops, nest
+from codegen.cpu.lower.window import Window
 from codegen.cpu.ttir import BYTES, Op, Type
-
-
-class Window(Tensor):
-    """Some rows of a tensor that is not in memory."""
-
-    def __init__(self, ty: Type, src: Tensor, row: Val) -> None:
-        super().__init__(ty)
-        self.src, self.row, self.inputs = src, row, (src,)
-        self.near = range(len(ty.shape))
-        self.heavy, self.reads, self.data = src.heavy, src.reads, src.data
-        self.flops = getattr(src, "flops", 0)
-
-    def at(self, g: Nest, idx):
-        e, i = g.e, idx[0]
-        level = min(max(e.base_level, i.level), e.scope.level)
-        with e.at_level(level):
-            moved = e.add(i, self.row)
-        moved.level = level
-        return g.at(self.src, (moved, *idx[1:]))
-
-    def stride(self, axis):
-        return self.src.stride(axis)
-
-    def constant(self):
-        return self.src.constant()
 
 
 def rows_of(low, t: Tensor, row: Val, count: int) -> Tensor:
