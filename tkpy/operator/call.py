@@ -10,7 +10,7 @@ import torch
 from codegen.forks import anew
 from tkpy.errors import CallError, TkError
 from tkpy.operator import schema
-from tkpy.operator.names import NAMESPACE, claim
+from tkpy.operator.names import NAMESPACE, claim, tell_caches
 
 if TYPE_CHECKING:
     from tkpy.kernel import Kernel
@@ -59,6 +59,7 @@ class Operator:
                 if not self._name:
                     name = claim(self.kernel.fn)
                     register(self, name)
+                    tell_caches(name, self.kernel.fn)
                     self._name = name
         return self._name
 
