@@ -1,5 +1,6 @@
 """The gate of a SwiGLU layer."""
 
+import torch
 import torch.nn.functional as F
 
 import tkpy as tk
@@ -21,7 +22,9 @@ def swiglu(x: tk.Global["M 2 H"], y: tk.Out["M H"], *, rows: int = 16, cols: int
 def _terms(x):
     # A relative error of the gate's sigmoid is at most one of its exponent.
     value, gate = x.unbind(1)
-    return (value * F.silu(gate)).abs() * (1 + gate.abs())
+    # Below the smallest normal number of fp32 the sigmoid is nothing (in units of 8 roundings).
+    least = torch.finfo(torch.float32).smallest_normal / (8 * torch.finfo(torch.float32).eps)
+    return (value * F.silu(gate)).abs() * (1 + gate.abs()) + (value * gate).abs() * least
 
 
 @swiglu.reference(terms=_terms, roundings=0, sizes={"M": (1, 70), "H": (1, 600)})

@@ -69,7 +69,7 @@ def nearest_code(
     tk.store(index, nearest(e, codes, h, rows, cols, metric), (h, i))
 
 
-@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0"], num_warps=8, gpu=EXACT)
+@tk.kernel(where=["K >= 1", "D >= 1", "tiny > 0", "tiny <= 0.5"], num_warps=8, gpu=EXACT)
 def vector_quantize(
     x: tk.Global["H M D"],
     codes: tk.Global["H K D", tk.f32],
@@ -93,7 +93,8 @@ def vector_quantize(
     error: [H, M], f32, both |e - q|^2; the gradient of ``commitment`` goes to x alone, that of
     ``error`` to the codes alone, none to the codes from q. mask: [M], bool; where it is false, q is
     0, index -1, and everything else 0, gradients too. fallback: [H, M], i32, 1 where |e| or |q| is
-    below ``tiny``, so that the gradient is that of "ste" whatever the mode.
+    below ``tiny`` (at most a half: unit vectors are none of these), so that the gradient is that
+    of "ste" whatever the mode.
 
     ``mode``, the Jacobian of q with respect to e that the backward takes, a constant:
     "ste", 1; "rotation", |q| / |e| R, where R turns e onto q in their plane (Fifty et al.,
@@ -119,7 +120,7 @@ def vector_quantize(
         tk.store(fallback, tk.where(short, 1, tk.zeros(rows, dtype=tk.i32)), (h, i))
 
 
-@tk.kernel(where=["D >= 1", "tiny > 0"], num_warps=4)
+@tk.kernel(where=["D >= 1", "tiny > 0", "tiny <= 0.5"], num_warps=4)
 def vector_quantize_gradient(
     x: tk.Global["H M D"],
     q: tk.Global["H M D"],
@@ -186,6 +187,12 @@ def turned(e, q, g, tiny, mode):
     scale = tk.sqrt(qq) * to_e
     out = (g - e * (along_e * to_e) - q * (along_q * to_q)) * scale
     return tk.where(tk.col_vec(usable), out, g)
+
+
+@vector_quantize_gradient.attach_backward(keeps=(), through=())
+def _none(arguments, outputs, cotangents, needs):
+    """Gradients have none of their own here: rotations and codes count as constants in them."""
+    return {n: None for n in needs}
 
 
 @vector_quantize.attach_backward(keeps=["q", "index"], through=["q", "commitment", "error"])
@@ -279,7 +286,10 @@ def _quantized_terms(x, codes, mask=None, tiny=TINY, mode="rotation", metric="eu
     return q, any_of, distance, distance, torch.where(close, torch.inf, 0.0)
 
 
-@vector_quantize.reference(terms=_quantized_terms, special=False, sizes=SIZES, roundings=0)
+@vector_quantize.reference(
+    terms=_quantized_terms, special=False, sizes=SIZES, roundings=0,
+    kinds=("normal", "big", "tiny", "mixed"),  # of integers two codes may be as near
+)  # fmt: skip
 def _quantized(x, codes, mask=None, tiny=TINY, mode="rotation", metric="euclidean"):
     e, score, _ = _scores(x, codes, metric, tiny)
     index = score.argmax(-1)
