@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 
-import torch
+from torch.compiler import config
 
 NAMESPACE = "tkpy"
 #: What ends the names of the operators that belong to a kernel's own.
@@ -50,7 +50,6 @@ def tell_caches(name: str, fn: Callable) -> None:
     global _known
     text = f"{name} {_digest(fn)}".encode()
     _known ^= int(hashlib.sha256(text).hexdigest()[:16], 16)
-    config = torch.compiler.config
     given = config.cache_key_tag.partition(_MARK)[0]
     config.cache_key_tag = f"{given}{_MARK}{_known:x}"
 

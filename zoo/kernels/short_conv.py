@@ -45,9 +45,8 @@ def short_conv(
     convolution of H3 and Mamba (``causal_conv1d``), channels last; BASED's is gated and of width 3
     (arXiv 2402.18668), and Zoology's BaseConv (arXiv 2312.04927) skips too.
     """
-    tiles = tk.cdiv("N", rows)
-    if new_state is not None:  # a program writes it where x has no rows too
-        tiles = max(tiles, 1)
+    # A program writes new_state where x has no rows too.
+    tiles = tk.cdiv("N", rows) if new_state is None else max(tk.cdiv("N", rows), 1)
     b, i, j = tk.grid("B", tiles, tk.cdiv("D", cols))
     past, acc = tk.static("W") - 1, tk.zeros(rows, cols)
     for k in range(past + 1):
@@ -59,8 +58,7 @@ def short_conv(
     acc = acc + inputs(x, None, b, i * rows, j, 0, rows, cols) if skip else acc
     tk.store(y, acc, (b, i, j))
     if new_state is not None and i == 0:
-        last = inputs(x, state, b, tk.dim("N"), j, past, 16, cols)
-        tk.store(new_state, last, (b, 0, j))
+        tk.store(new_state, inputs(x, state, b, tk.dim("N"), j, past, 16, cols), (b, 0, j))
 
 
 def _short_conv_terms(x, weight, bias=None, state=None, gate=None, activation="none", skip=False):
