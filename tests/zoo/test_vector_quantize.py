@@ -426,3 +426,10 @@ def test_property_checks_of_codebooks():
 
 def test_tiny_is_what_the_kernels_say():
     assert vector_quantize.signature.parameter("tiny").default == TINY
+
+
+def test_gradients_have_no_derivative():
+    x = torch.randn(1, 5, 8).requires_grad_()
+    q, index = torch.randn(1, 5, 8), torch.zeros(1, 5, dtype=torch.int64)
+    with pytest.raises(CallError, match="takes none of it"):
+        vector_quantize_gradient(x, q, index, from_q=torch.ones(1, 5, 8)).sum().backward()
